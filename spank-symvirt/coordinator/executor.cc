@@ -1,0 +1,459 @@
+#include "spank-symvirt/coordinator/executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "common/log.h"
+#include "spank-symvirt/coordinator/calls.h"
+#include "spank-symvirt/coordinator/domain.h"
+
+namespace symvirt {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+
+namespace {
+
+constexpr int kMissingPolls = 20;
+
+Deadline slurm_deadline() { return Deadline::after(milliseconds(20'000)); }
+
+Error lost_config(const std::string& vm) {
+  return Error{
+      Code::kPrecondition,
+      vm + ": not in any [[class]] of symvirtd.toml any more; put it back and restart symvirtd"};
+}
+
+std::string state_of(const Result<json>& info) {
+  if (!info) return "unknown";
+  const json& j = *info;
+  const std::string state = j.value("state", "unknown");
+  if (state == "shutoff") return "absent";
+  if (j.value("migrating", false) && state == "running") return "migrating";
+  return state;
+}
+
+}  // namespace
+
+// Everything that callbacks need outlives the Executor by shared ownership: an answer may come
+// while it is being destroyed.
+struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
+  Parts p;
+
+  struct Wait {
+    std::uint32_t job_id;
+    Event reply;      // filled in and emitted when squeue has decided
+    int missing = 0;  // polls in a row that did not list it
+  };
+  std::mutex mutex;
+  std::vector<Wait> waits;
+
+  explicit Impl(Parts parts) : p(std::move(parts)) {}
+
+  void done(Event event, json result) {
+    event.type = EventType::kStepDone;
+    event.time_ns = p.clock->now_ns();
+    event.result = std::move(result);
+    p.emit(std::move(event));
+  }
+
+  void failed(Event event, Error error) {
+    event.type = EventType::kStepFailed;
+    event.time_ns = p.clock->now_ns();
+    event.error = std::move(error);
+    p.emit(std::move(event));
+  }
+
+  void finish(Event event, Result<json> result) {
+    if (result)
+      done(std::move(event), std::move(*result));
+    else
+      failed(std::move(event), result.error());
+  }
+
+  // One call after the other; the first failure ends it. Answers of several calls with "answers"
+  // and "more" are merged.
+  void chain(std::vector<Call> calls, Event event, Hypervisor::Progress progress = {},
+             std::size_t next = 0, json merged = json::object()) {
+    if (next == calls.size()) return done(std::move(event), std::move(merged));
+    Call call = calls[next];
+    auto self = shared_from_this();
+    p.hypervisor->call(call.host, call.method, call.params, call.timeout, progress,
+                       [self, calls = std::move(calls), event, progress, next,
+                        merged](Result<json> result) mutable {
+                         if (!result) return self->failed(event, result.error());
+                         merge(merged, *result);
+                         self->chain(std::move(calls), std::move(event), std::move(progress),
+                                     next + 1, std::move(merged));
+                       });
+  }
+
+  static void merge(json& into, const json& from) {
+    if (!from.is_object()) return;
+    for (const auto& [key, value] : from.items()) {
+      if (key == "more" && value.is_boolean())
+        into[key] = into.value("more", false) || value.get<bool>();
+      else if (value.is_array() && into.contains(key) && into[key].is_array())
+        into[key].insert(into[key].end(), value.begin(), value.end());
+      else
+        into[key] = value;
+    }
+  }
+
+  void slurm(std::function<void(SlurmApi&)> work) {
+    auto self = shared_from_this();
+    p.slurm_post([self, work = std::move(work)] { work(*self->p.slurm); });
+  }
+};
+
+struct Executor::ReleaseWork {
+  std::vector<std::string>
+      tags;  // prefixes: launcher jobs of this transaction that hold nothing any more
+  std::vector<std::uint32_t> jobs;   // launcher jobs of earlier ones
+  std::vector<std::uint32_t> noted;  // jobs to be told
+  std::string note;
+  std::int64_t pause_s = 0;
+  std::string down_reason;
+  std::string vm;
+};
+
+// The Slurm half of release. In order of harm: nobody's job is told that it moved before its old
+// launcher has ended.
+void Executor::finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
+                              const ReleaseWork& work) {
+  for (const std::string& tag : work.tags) {
+    if (Status s = slurm.cancel_launchers(tag, slurm_deadline()); !s)
+      return impl.failed(reply, s.error());
+  }
+  for (std::uint32_t job : work.jobs) {
+    if (Status s = slurm.cancel_job(job, slurm_deadline()); !s && s.error().code != Code::kNotFound)
+      return impl.failed(reply, s.error());
+  }
+  if (!work.down_reason.empty()) {
+    if (Status s = slurm.set_node_down(work.vm, work.down_reason, slurm_deadline()); !s)
+      return impl.failed(reply, s.error());
+  }
+  for (std::uint32_t job : work.noted) {
+    // The job may have ended meanwhile; a note is not worth a failure.
+    if (Status s = slurm.set_admin_comment(job, work.note, slurm_deadline()); !s)
+      log_warning(s.error().message);
+    if (work.pause_s > 0) {
+      if (Status s = slurm.extend_time_limit(job, work.pause_s, slurm_deadline()); !s)
+        log_warning(s.error().message);
+    }
+  }
+  impl.done(reply, json::object());
+}
+
+Executor::Executor(Parts parts) : impl_(std::make_shared<Impl>(std::move(parts))) {}
+Executor::~Executor() = default;
+
+namespace {
+
+Event reply_to(const Action& action) {
+  Event event;
+  event.tx = action.tx;
+  event.vm = action.vm;
+  event.phase = action.phase;
+  event.round = action.round;
+  event.tries = action.tries;
+  return event;
+}
+
+std::string tag_of(const Transaction& tx, const std::string& vm, int attempt) {
+  return fmt::format("symvirt:{}:{}:{}", tx.id, vm, attempt);
+}
+
+std::string tag_prefix_of(const Transaction& tx, const std::string& vm) {
+  return fmt::format("symvirt:{}:{}:", tx.id, vm);
+}
+
+bool first_with_job(const Transaction& tx, const VmPart& vm, std::uint32_t job) {
+  for (const VmPart& other : tx.vms) {
+    if (std::find(other.jobs.begin(), other.jobs.end(), job) != other.jobs.end())
+      return other.vm == vm.vm;
+  }
+  return false;
+}
+
+std::int64_t pause_seconds(const Transaction& tx) {
+  std::int64_t begin = 0, end = 0;
+  for (const PhaseTime& t : tx.times) {
+    if (t.phase == Phase::kQuiesce) begin = t.begin_ns;
+    if (t.phase == Phase::kResume) end = t.end_ns;
+  }
+  return begin == 0 || end == 0 ? 0 : (end - begin + 999'999'999) / 1'000'000'000;
+}
+
+std::string note_of(const Transaction& tx, const VmPart& vm) {
+  if (tx.hopeless)
+    return fmt::format("symvirt: {}: {} lost: {}", tx.id, vm.vm,
+                       vm.failure ? vm.failure->message : "see symvirtctl show");
+  std::string moved;
+  for (const VmPart& v : tx.vms) {
+    if (v.wanted && v.at == Where::kTarget) moved += fmt::format(" {}:{}>{}", v.vm, v.from, v.to);
+  }
+  if (moved.empty())
+    return fmt::format("symvirt: {}: not moved ({})", tx.id,
+                       vm.failure ? vm.failure->message : "see symvirtctl show");
+  return fmt::format("symvirt: {}: moved{} pause {} s", tx.id, moved, pause_seconds(tx));
+}
+
+}  // namespace
+
+void Executor::start(const Transaction& tx, const Action& action, std::int64_t generation) {
+  const VmPart* vm = tx.find(action.vm);
+  Event reply = reply_to(action);
+  if (vm == nullptr) return;
+  int index = 0;
+  const ClassConfig* vm_class = impl_->p.config->class_of_vm(action.vm, &index);
+  auto impl = impl_;
+  if (vm_class == nullptr) return impl->failed(reply, lost_config(action.vm));
+  const Context c{tx, *vm, action, generation, vm_class, index};
+
+  if (action.fence) {
+    if (!impl->p.fence->available()) {
+      return impl->failed(
+          reply,
+          Error{Code::kNotFound,
+                fmt::format("{} does not answer and no fence_command is configured: make sure that "
+                            "it is off, or bring it back",
+                            vm->fence_host)});
+    }
+    log_warning(fmt::format("transaction {}: fencing {}", tx.id, vm->fence_host));
+    return impl->p.fence->fence(vm->fence_host, [impl, reply](Status status) {
+      if (status)
+        impl->done(reply, json::object());
+      else
+        impl->failed(reply, status.error());
+    });
+  }
+
+  auto run = [&](Result<std::vector<Call>> calls) {
+    if (!calls) return impl->failed(reply, calls.error());
+    impl->chain(std::move(*calls), reply);
+  };
+
+  switch (action.phase) {
+    case Phase::kPlan:
+      return run(plan_calls(c));
+    case Phase::kAcquire: {
+      LauncherSpec spec;
+      spec.vm = vm->vm;
+      spec.vm_class = vm_class->name;
+      spec.tag = tag_of(tx, vm->vm, action.attempt);
+      spec.partition = impl->p.config->hosts_partition;
+      spec.gres = launcher_gres(*vm_class);
+      spec.cpus = vm_class->cpus;
+      spec.memory_mib = vm_class->memory_mib;
+      spec.exclude_hosts = tx.avoid_hosts;
+      if (tx.kind == TxKind::kEvacuate && !vm->from.empty()) spec.exclude_hosts.push_back(vm->from);
+      if (!vm->to.empty()) spec.only_hosts = {vm->to};
+      spec.reservation = tx.kind == TxKind::kEvacuate ? impl->p.config->spare_reservation : "";
+      spec.qos = impl->p.config->launcher_qos;
+      spec.account = impl->p.config->launcher_account;
+      spec.launcher_path = impl->p.config->launcher_path;
+      return impl->slurm([impl, reply, spec](SlurmApi& slurm) {
+        auto job = slurm.submit_launcher(spec, slurm_deadline());
+        if (!job) return impl->failed(reply, job.error());
+        std::lock_guard lock(impl->mutex);
+        impl->waits.push_back({*job, reply, 0});
+      });
+    }
+    case Phase::kPrepare:
+      return run(prepare_calls(c));
+    case Phase::kStart:
+      return run(start_calls(c));
+    case Phase::kReady:
+      return run(ready_calls(c, impl->p.clock->now_ns()));
+    case Phase::kQuiesce:
+      return run(round_calls(c, "job.quiesce"));
+    case Phase::kDetach:
+      return run(detach_calls(c));
+    case Phase::kMigrate: {
+      const milliseconds timeout(tx.policy.migrate_ms);
+      if (action.abort) {
+        Call abort = c.call(vm->from, "vm.migrate_abort");
+        return impl->p.hypervisor->call(
+            abort.host, abort.method, abort.params, abort.timeout, {}, [impl, reply](Result<json>) {
+              impl->failed(reply, Error{Code::kCancelled, "cancelled by request"});
+            });
+      }
+      Call move = c.call(vm->from, "vm.migrate", timeout, {{"to", vm->to}});
+      return impl->chain({move}, reply, [impl, tx_id = tx.id, name = vm->vm](const json& progress) {
+        if (impl->p.on_progress) impl->p.on_progress(tx_id, name, progress);
+      });
+    }
+    case Phase::kLocate:
+      return locate(c, reply);
+    case Phase::kAttach:
+      return run(attach_calls(c));
+    case Phase::kLink:
+      return run(link_calls(c, impl->p.clock->now_ns()));
+    case Phase::kNodeStart:
+      return run(
+          std::vector<Call>{c.guest(vm->host(), "guest.start_node", c.step(), json::object())});
+    case Phase::kResume:
+      return run(round_calls(c, "job.resume"));
+    case Phase::kStop: {
+      const bool gently = tx.kind == TxKind::kStop;
+      const std::string host = tx.kind == TxKind::kStop ? vm->from : vm->to;
+      return run(
+          std::vector<Call>{c.call(host, "vm.stop", {{"mode", gently ? "shutdown" : "destroy"}})});
+    }
+    case Phase::kRelease:
+      return release(c, reply);
+    case Phase::kEnd:
+      return;
+  }
+}
+
+// Both hosts at once; whichever answers last reports.
+void Executor::locate(const Context& c, const Event& reply) {
+  struct Seen {
+    std::mutex mutex;
+    json answer = json::object();
+    int missing = 2;
+  };
+  auto seen = std::make_shared<Seen>();
+  auto impl = impl_;
+  auto ask = [&](const char* side, const std::string& host) {
+    const Call call = c.call(host, "vm.info", milliseconds(5'000), json::object());
+    impl->p.hypervisor->call(call.host, call.method, call.params, call.timeout, {},
+                             [impl, seen, reply, side = std::string(side)](Result<json> info) {
+                               std::unique_lock lock(seen->mutex);
+                               seen->answer[side] = state_of(info);
+                               if (--seen->missing > 0) return;
+                               lock.unlock();
+                               impl->done(reply, seen->answer);
+                             });
+  };
+  nudge(c);
+  ask("source", c.vm.from);
+  ask("target", c.vm.to);
+}
+
+// A VM that was last seen between two states is helped: a migration nobody waits for any more is
+// aborted, a guest left paused at its source goes on there, a half-arrived domain is removed. Fire
+// and forget; the next look decides.
+void Executor::nudge(const Context& c) {
+  auto send = [&](const std::string& host, const char* method, json extra) {
+    const Call call = c.call(host, method, milliseconds(5'000), std::move(extra));
+    impl_->p.hypervisor->call(call.host, call.method, call.params, call.timeout, {},
+                              [](Result<json>) {});
+  };
+  const std::string& source = c.vm.seen_source;
+  const std::string& target = c.vm.seen_target;
+  if (source == "migrating") send(c.vm.from, "vm.migrate_abort", json::object());
+  if (source == "paused" && target == "absent") send(c.vm.from, "vm.resume", json::object());
+  if (source == "running" && target == "incoming" && c.action.tries > 5) {
+    send(c.vm.to, "vm.stop", {{"mode", "destroy"}, {"only_incoming", true}});
+  }
+}
+
+// The end of the way for one VM: the place it does not live in is given back, the job is told.
+// Slurm first gets its device count back when the device is free again, so hosts come before
+// launcher jobs.
+void Executor::release(const Context& c, const Event& reply) {
+  const bool moved = c.vm.at == Where::kTarget;
+  const bool lives = c.vm.at == Where::kSource || moved;
+  std::vector<Call> calls;
+  std::vector<std::string> tags;    // launcher jobs of this transaction that hold nothing any more
+  std::vector<std::uint32_t> jobs;  // and those of earlier ones
+  auto give_back = [&](const std::string& host, bool fenced) {
+    if (!host.empty() && !fenced) calls.push_back(c.call(host, "device.release"));
+  };
+  if (!moved) {
+    if (c.vm.prepare_begun) give_back(c.vm.to, c.vm.target_fenced);
+    if (c.vm.acquire_begun) tags.push_back(tag_prefix_of(c.tx, c.vm.vm));
+  }
+  if (c.tx.kind != TxKind::kBoot && (moved || !lives)) {
+    give_back(c.vm.from, c.vm.source_fenced);
+    if (c.vm.from_job != 0) jobs.push_back(c.vm.from_job);
+  }
+
+  ReleaseWork work{tags, jobs, {}, note_of(c.tx, c.vm), pause_seconds(c.tx), "", c.vm.vm};
+  if (c.tx.kind == TxKind::kEvacuate && c.vm.rest_begun) {
+    for (std::uint32_t job : c.vm.jobs) {
+      if (first_with_job(c.tx, c.vm, job)) work.noted.push_back(job);
+    }
+  }
+  const bool lost = (c.tx.hopeless && c.vm.failure) || c.tx.boot_failed;
+  if (lost)
+    work.down_reason = fmt::format("symvirt: {}", c.vm.failure ? c.vm.failure->message : "failed");
+
+  auto impl = impl_;
+  auto slurm_part = [impl, reply, work = std::move(work)] {
+    impl->slurm(
+        [impl, reply, work](SlurmApi& slurm) { finish_release(*impl, slurm, reply, work); });
+  };
+  if (calls.empty()) return slurm_part();
+  // Only one host can be in the list: give_back is called for the place that is left.
+  impl->p.hypervisor->call(calls[0].host, calls[0].method, calls[0].params, calls[0].timeout, {},
+                           [impl, reply, slurm_part](Result<json> result) {
+                             if (!result) return impl->failed(reply, result.error());
+                             slurm_part();
+                           });
+}
+
+void Executor::on_jobs(const std::vector<JobInfo>& jobs) {
+  std::vector<std::pair<Event, Result<json>>> decided;
+  {
+    std::lock_guard lock(impl_->mutex);
+    std::erase_if(impl_->waits, [&](Impl::Wait& wait) {
+      auto job = std::find_if(jobs.begin(), jobs.end(),
+                              [&](const JobInfo& j) { return j.id == wait.job_id; });
+      if (job == jobs.end()) {
+        // slurmctld lists a job at once and keeps ended ones for MinJobAge. The first lists may be
+        // older than the submission.
+        if (++wait.missing < kMissingPolls) return false;
+        decided.emplace_back(
+            wait.reply,
+            Error{Code::kUnavailable,
+                  fmt::format("launcher job {} is not known to Slurm any more", wait.job_id)});
+        return true;
+      }
+      if (job->state == JobState::kPending || job->state == JobState::kConfiguring) return false;
+      if (job->state == JobState::kRunning && !job->nodes.empty()) {
+        decided.emplace_back(wait.reply,
+                             json{{"host", job->nodes.front()}, {"job_id", wait.job_id}});
+        return true;
+      }
+      if (job->state == JobState::kRunning || job->state == JobState::kCompleting) return false;
+      decided.emplace_back(
+          wait.reply,
+          Error{Code::kUnavailable,
+                fmt::format("launcher job {} ended before it held a host; see scontrol show "
+                            "job {}",
+                            wait.job_id, wait.job_id)});
+      return true;
+    });
+  }
+  for (auto& [event, result] : decided) impl_->finish(event, std::move(result));
+}
+
+void Executor::forget_waits(std::int64_t tx) {
+  std::lock_guard lock(impl_->mutex);
+  std::erase_if(impl_->waits, [&](const Impl::Wait& wait) { return wait.reply.tx == tx; });
+}
+
+void Executor::renew_leases(const Transaction& tx, std::int64_t generation) {
+  for (const VmPart& vm : tx.vms) {
+    if (!vm.rest_begun || vm.host().empty()) continue;
+    for (std::uint32_t job : vm.jobs) {
+      json params = {
+          {"vm", vm.vm},
+          {"gen", generation},
+          {"op", fmt::format("{}/renew/{}/{}", tx.id, vm.vm, impl_->p.clock->now_ns())},
+          {"deadline_ms", 5'000},
+          {"method", "job.renew"},
+          {"params", {{"job", job}, {"epoch", tx.id}, {"lease_ms", tx.policy.lease_ms}}}};
+      impl_->p.hypervisor->call(vm.host(), "guest.call", std::move(params), milliseconds(5'000), {},
+                                [](Result<json>) {});
+    }
+  }
+}
+
+}  // namespace symvirt

@@ -1,0 +1,257 @@
+// Every call of an evacuation fails, hangs, or kills the coordinator, one after the other; and
+// faults of whole hosts.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "tests/fakes/fake_world.h"
+
+namespace symvirt::fakes {
+namespace {
+
+const Transaction& last_of(Simulation& s) { return s.engine().transactions().rbegin()->second; }
+
+// What must be true when everything is over, whatever happened on the way.
+void expect_whole(Simulation& s, const std::vector<std::string>& vms) {
+  EXPECT_EQ(s.world.broken_rules(), std::vector<std::string>{});
+  for (const std::string& vm : vms) {
+    const std::vector<std::string> places = s.world.where_running(vm);
+    ASSERT_EQ(places.size(), 1u) << vm;
+    const FakeVm& v = s.world.hosts[places[0]].vms[vm];
+    EXPECT_TRUE(v.device && v.linked) << vm << " has no usable device";
+    EXPECT_EQ(s.world.guests[vm].rest_epoch, 0) << vm << " is still at rest";
+    EXPECT_EQ(s.engine().vms().at(vm).host, places[0])
+        << "the coordinator looks for " << vm << " elsewhere";
+    int launchers = 0;
+    for (const auto& [id, job] : s.world.jobs) {
+      if (job.spec.vm != vm || job.state == JobState::kEnded) continue;
+      ++launchers;
+      EXPECT_EQ(job.host, places[0]);
+      EXPECT_EQ(s.engine().vms().at(vm).launcher_job, id);
+    }
+    EXPECT_EQ(launchers, 1) << vm;
+    for (const auto& [name, host] : s.world.hosts) {
+      EXPECT_EQ(host.reserved.count(vm), name == places[0] ? 1u : 0u) << vm << " on " << name;
+    }
+  }
+}
+
+// The journal, read again, gives the states that the engine has.
+void expect_replay_equal(Simulation& s) {
+  std::map<std::int64_t, nlohmann::json> before;
+  for (const auto& [id, tx] : s.engine().transactions()) before[id] = to_json(tx);
+  s.restart();
+  for (const auto& [id, tx] : s.engine().transactions()) EXPECT_EQ(to_json(tx), before[id]);
+  EXPECT_EQ(s.engine().transactions().size(), before.size());
+}
+
+struct Scenario {
+  const char* name;
+  std::vector<std::string> moving;
+  std::vector<std::string> resting;
+  const char* v2_host;
+};
+
+std::unique_ptr<Simulation> prepare(const Scenario& sc) {
+  auto s = std::make_unique<Simulation>(two_vm_config());
+  s->world.boot_by_hand("v1", "hv1");
+  s->world.boot_by_hand("v2", sc.v2_host);
+  s->world.hosts["hv1"].drained = true;
+  return s;
+}
+
+class EveryCall : public testing::TestWithParam<std::tuple<int, Fault>> {};
+
+const Scenario kScenarios[] = {
+    {"BothFromOneHost", {"v1", "v2"}, {}, "hv1"},
+    {"OneMovesOneRests", {"v1"}, {"v2"}, "hv2"},
+};
+
+TEST_P(EveryCall, EndsWholeWhateverCallIsHit) {
+  const auto [index, fault] = GetParam();
+  const Scenario& sc = kScenarios[index];
+  int hit = 0;
+  for (int n = 1;; ++n) {
+    auto s = prepare(sc);
+    s->world.fault = fault;
+    s->world.fault_at = n;
+    ASSERT_TRUE(s->begin(evacuation(s->world, sc.moving, sc.resting)));
+    ASSERT_TRUE(s->run()) << "call " << n << " (" << s->world.faulted << ") never ended:\n"
+                          << s->world.summary();
+    if (s->world.faulted.empty()) break;  // there is no n-th call: all have been hit
+    ++hit;
+    SCOPED_TRACE(fmt::format("call {} was hit: {}\n{}", n, s->world.faulted, s->world.summary()));
+    expect_whole(*s, {"v1", "v2"});
+    const Transaction& tx = last_of(*s);
+    // Only a call that was plainly refused may leave VMs where they were. Silence and crashes may
+    // not.
+    if (fault != Fault::kFail)
+      EXPECT_EQ(tx.outcome, Outcome::kDone) << name_of(tx.outcome);
+    else
+      EXPECT_NE(tx.outcome, Outcome::kFailed);
+    expect_replay_equal(*s);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(hit, 12);  // the scenario really made calls
+}
+
+INSTANTIATE_TEST_SUITE_P(Faults, EveryCall,
+                         testing::Combine(testing::Values(0, 1),
+                                          testing::Values(Fault::kFail, Fault::kHangBefore,
+                                                          Fault::kHangAfter, Fault::kCrashBefore,
+                                                          Fault::kCrashAfter)));
+
+TEST(Evacuation, MovesBothVmsAndTellsTheJob) {
+  auto s = prepare(kScenarios[0]);
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  ASSERT_TRUE(s->run());
+  expect_whole(*s, {"v1", "v2"});
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+  EXPECT_TRUE(s->world.hosts["hv1"].vms.empty());
+  EXPECT_NE(s->world.notes[7].find("moved v1:hv1>"), std::string::npos) << s->world.notes[7];
+}
+
+TEST(Evacuation, WaitsForAHostAndTouchesNothingMeanwhile) {
+  auto s = prepare(kScenarios[0]);
+  s->world.hosts["hv2"].drained = s->world.hosts["hv3"].drained = true;
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  EXPECT_FALSE(s->run(600));
+  EXPECT_EQ(last_of(*s).phase, Phase::kAcquire);
+  EXPECT_EQ(s->world.guests["v1"].highest_epoch, 0);
+  s->world.hosts["hv3"].drained = false;
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+  expect_whole(*s, {"v1", "v2"});
+}
+
+TEST(Evacuation, GoesOnWithoutTheVmThatFindsNoHost) {
+  auto s = prepare(kScenarios[0]);
+  s->world.hosts["hv2"].drained = true;
+  s->world.hosts["hv3"].capacity = 1;
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kPartial);
+  expect_whole(*s, {"v1", "v2"});
+}
+
+TEST(Evacuation, CancelledWhileWaitingLeavesNoLauncher) {
+  auto s = prepare(kScenarios[0]);
+  s->world.hosts["hv2"].drained = s->world.hosts["hv3"].drained = true;
+  auto id = s->begin(evacuation(s->world, {"v1", "v2"}, {}));
+  ASSERT_TRUE(id);
+  s->run(10);
+  ASSERT_TRUE(s->engine().cancel(*id));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kRestored);
+  expect_whole(*s, {"v1", "v2"});
+}
+
+TEST(Evacuation, CancelledInAnyStepEndsWhole) {
+  for (int steps = 0; steps < 60; ++steps) {
+    auto s = prepare(kScenarios[0]);
+    auto id = s->begin(evacuation(s->world, {"v1", "v2"}, {}));
+    ASSERT_TRUE(id);
+    for (int i = 0; i < steps; ++i) s->step();
+    if (last_of(*s).ended()) {
+      EXPECT_GT(steps, 8);
+      return;
+    }
+    ASSERT_TRUE(s->engine().cancel(*id));
+    ASSERT_TRUE(s->run()) << "cancelled at step " << steps;
+    SCOPED_TRACE(steps);
+    expect_whole(*s, {"v1", "v2"});
+  }
+}
+
+TEST(Evacuation, TargetThatDiesDuringMigrationParksUntilItAnswers) {
+  auto s = prepare(kScenarios[1]);
+  s->world.hosts["hv2"].capacity = 1;
+  s->world.dies_on_migrate = "hv3";
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  EXPECT_FALSE(s->run(120));
+  EXPECT_EQ(last_of(*s).phase, Phase::kLocate);
+  EXPECT_NE(last_of(*s).parked.find("hv3"), std::string::npos);
+  s->world.hosts["hv3"].dead = false;
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kRestored);
+  expect_whole(*s, {"v1", "v2"});
+}
+
+TEST(Evacuation, TargetThatDiesDuringMigrationIsFenced) {
+  auto s = prepare(kScenarios[1]);
+  s->world.has_fence = true;
+  s->world.hosts["hv2"].capacity = 1;
+  s->world.dies_on_migrate = "hv3";
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kRestored);
+  EXPECT_EQ(s->world.where_running("v1"), std::vector<std::string>{"hv1"});
+  EXPECT_EQ(s->world.guests["v1"].rest_epoch, 0);
+  EXPECT_EQ(s->world.guests["v2"].rest_epoch, 0);
+}
+
+TEST(Evacuation, AttachThatNeverWorksGivesTheJobBackInTheEnd) {
+  auto s = prepare(kScenarios[1]);
+  s->world.hosts["hv2"].capacity = 1;
+  s->world.failing_methods.insert("device.attach@hv3");
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kFailed);
+  EXPECT_NE(s->world.down_nodes["v1"].find("symvirt:"), std::string::npos);
+}
+
+TEST(Boot, EveryFaultEndsUpOrOff) {
+  for (Fault fault : {Fault::kFail, Fault::kHangBefore, Fault::kHangAfter, Fault::kCrashBefore,
+                      Fault::kCrashAfter}) {
+    for (int n = 1; n < 100; ++n) {
+      Simulation s(two_vm_config());
+      s.world.fault = fault;
+      s.world.fault_at = n;
+      Transaction tx;
+      tx.kind = TxKind::kBoot;
+      VmPart vm;
+      vm.vm = "v1";
+      vm.vm_class = "standard";
+      vm.wanted = vm.moving = true;
+      tx.vms.push_back(vm);
+      ASSERT_TRUE(s.begin(tx));
+      ASSERT_TRUE(s.run()) << n << " " << s.world.faulted << "\n" << s.world.summary();
+      if (s.world.faulted.empty()) {
+        EXPECT_GT(n, 8);
+        break;
+      }
+      SCOPED_TRACE(fmt::format("call {}: {}\n{}", n, s.world.faulted, s.world.summary()));
+      EXPECT_EQ(s.world.broken_rules(), std::vector<std::string>{});
+      if (last_of(s).outcome == Outcome::kDone) {
+        EXPECT_TRUE(s.world.guests["v1"].node_started);
+        expect_whole(s, {"v1"});
+      } else {
+        EXPECT_EQ(fault, Fault::kFail);
+        EXPECT_TRUE(s.world.where_running("v1").empty());
+        EXPECT_TRUE(s.world.down_nodes.count("v1") > 0);
+        for (const auto& [name, host] : s.world.hosts) EXPECT_TRUE(host.reserved.empty());
+        for (const auto& [id, job] : s.world.jobs) EXPECT_EQ(job.state, JobState::kEnded);
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(Engine, StopsWhenTheJournalFails) {
+  auto s = prepare(kScenarios[0]);
+  s->journal.broken = true;
+  auto id = s->begin(evacuation(s->world, {"v1", "v2"}, {}));
+  ASSERT_FALSE(id);
+  EXPECT_EQ(id.error().code, Code::kInternal);
+  EXPECT_EQ(s->world.calls, 0);
+}
+
+TEST(Engine, AVmIsInOneTransactionOnly) {
+  auto s = prepare(kScenarios[0]);
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  auto second = s->begin(evacuation(s->world, {"v2"}, {"v1"}));
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().code, Code::kPrecondition);
+}
+
+}  // namespace
+}  // namespace symvirt::fakes

@@ -1,0 +1,74 @@
+// Slurm, as far as the coordinator needs it: the fifth narrow interface. Blocking calls; the
+// implementation over libslurm is in slurm_libslurm.cc.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/deadline.h"
+#include "common/result.h"
+
+namespace symvirt {
+
+struct NodeInfo {
+  std::string name;
+  bool drain = false;  // DRAIN flag
+  bool fail = false;
+  bool down = false;
+  bool allocated = false;
+  bool completing = false;
+  bool powered_down = false;
+  bool powering_up = false;
+  bool not_responding = false;
+  bool idle = false;
+  std::string state_text;  // as sinfo prints it
+  std::string reason;
+  std::string partitions;
+};
+
+enum class JobState { kPending, kConfiguring, kRunning, kSuspended, kCompleting, kEnded };
+
+struct JobInfo {
+  std::uint32_t id = 0;
+  std::uint32_t uid = 0;
+  JobState state = JobState::kPending;
+  std::string partition;
+  std::string name;
+  std::string admin_comment;
+  std::vector<std::string> nodes;
+};
+
+struct LauncherSpec {
+  std::string vm;
+  std::string vm_class;
+  std::string tag;
+  std::string partition;
+  std::string gres;
+  int cpus = 1;
+  std::int64_t memory_mib = 0;
+  std::vector<std::string> exclude_hosts;
+  std::vector<std::string> only_hosts;
+  std::string reservation;
+  std::string qos;
+  std::string account;
+  std::string launcher_path;
+};
+
+class SlurmApi {
+ public:
+  virtual ~SlurmApi() = default;
+  virtual Result<std::vector<NodeInfo>> poll_nodes(Deadline) = 0;
+  virtual Result<std::vector<JobInfo>> poll_jobs(Deadline) = 0;
+  virtual Result<std::uint32_t> submit_launcher(const LauncherSpec& spec, Deadline) = 0;
+  virtual Status cancel_launchers(const std::string& tag_prefix, Deadline) = 0;
+  virtual Status cancel_job(std::uint32_t job, Deadline) = 0;
+  virtual Status set_node_down(const std::string& node, const std::string& reason, Deadline) = 0;
+  virtual Status set_node_drain(const std::string& node, const std::string& reason, Deadline) = 0;
+  virtual Status resume_node(const std::string& node, Deadline) = 0;
+  virtual Status power_down(const std::string& node, Deadline) = 0;
+  virtual Status set_admin_comment(std::uint32_t job, const std::string& line, Deadline) = 0;
+  virtual Status extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) = 0;
+};
+
+}  // namespace symvirt

@@ -1,0 +1,618 @@
+#include "spank-symvirt/coordinator/transaction.h"
+
+#include <algorithm>
+#include <array>
+
+namespace symvirt {
+namespace {
+
+constexpr std::int64_t kMs = 1'000'000;
+constexpr std::int64_t kFirstBackoffMs = 200;
+
+constexpr std::array kEvacuatePath = {Phase::kPlan,    Phase::kAcquire, Phase::kPrepare,
+                                      Phase::kQuiesce, Phase::kDetach,  Phase::kMigrate,
+                                      Phase::kLocate,  Phase::kAttach,  Phase::kLink,
+                                      Phase::kResume,  Phase::kRelease, Phase::kEnd};
+constexpr std::array kBootPath = {
+    Phase::kAcquire, Phase::kPrepare,   Phase::kStart, Phase::kReady,   Phase::kAttach,
+    Phase::kLink,    Phase::kNodeStart, Phase::kStop,  Phase::kRelease, Phase::kEnd};
+constexpr std::array kStopPath = {Phase::kStop, Phase::kRelease, Phase::kEnd};
+
+template <std::size_t N>
+Phase after(const std::array<Phase, N>& path, Phase phase) {
+  auto it = std::find(path.begin(), path.end(), phase);
+  return it == path.end() || it + 1 == path.end() ? Phase::kEnd : *(it + 1);
+}
+
+Phase first_phase(TxKind kind) {
+  switch (kind) {
+    case TxKind::kEvacuate:
+      return kEvacuatePath.front();
+    case TxKind::kBoot:
+      return kBootPath.front();
+    case TxKind::kStop:
+      return kStopPath.front();
+  }
+  return Phase::kEnd;
+}
+
+Phase phase_after(TxKind kind, Phase phase) {
+  switch (kind) {
+    case TxKind::kEvacuate:
+      return after(kEvacuatePath, phase);
+    case TxKind::kBoot:
+      return after(kBootPath, phase);
+    case TxKind::kStop:
+      return after(kStopPath, phase);
+  }
+  return Phase::kEnd;
+}
+
+bool any_moving(const Transaction& tx) {
+  return std::any_of(tx.vms.begin(), tx.vms.end(), [](const VmPart& v) { return v.moving; });
+}
+
+bool is_here(const VmPart& vm) { return vm.at == Where::kSource || vm.at == Where::kTarget; }
+
+// Who has work in a phase. Everything about "undo" is in these lines: a dropped VM is not moving,
+// and the tail asks only what had been begun for it.
+bool participates(const Transaction& tx, Phase phase, const VmPart& vm) {
+  const bool booting = tx.kind == TxKind::kBoot && !tx.boot_failed;
+  switch (phase) {
+    case Phase::kPlan:
+      return tx.kind == TxKind::kEvacuate;
+    case Phase::kAcquire:
+    case Phase::kPrepare:
+      return vm.moving;
+    case Phase::kStart:
+    case Phase::kReady:
+    case Phase::kNodeStart:
+      return booting;
+    case Phase::kQuiesce:
+      return any_moving(tx) && !vm.jobs.empty();
+    case Phase::kDetach:
+    case Phase::kMigrate:
+      return vm.moving;
+    case Phase::kLocate:
+      return vm.at == Where::kUnknown;
+    case Phase::kAttach:
+      return tx.kind == TxKind::kBoot ? booting : vm.detach_begun && is_here(vm) && !vm.has_device;
+    case Phase::kLink:
+      return tx.kind == TxKind::kBoot ? booting : vm.has_device && is_here(vm) && !vm.linked;
+    case Phase::kResume:
+      return vm.rest_begun && is_here(vm);
+    case Phase::kStop:
+      return tx.kind == TxKind::kStop || (tx.boot_failed && vm.start_begun);
+    case Phase::kRelease:
+      return vm.acquire_begun || vm.prepare_begun || vm.rest_begun || tx.kind == TxKind::kStop;
+    case Phase::kEnd:
+      return false;
+  }
+  return false;
+}
+
+void drop(VmPart& vm, const Error& why) {
+  vm.moving = false;
+  if (!vm.failure) vm.failure = why;
+}
+
+void drop_all(Transaction& tx, const Error& why) {
+  for (VmPart& vm : tx.vms) {
+    if (vm.moving) drop(vm, why);
+  }
+}
+
+void begin_step(const Transaction& tx, VmPart& vm) {
+  vm.status = StepStatus::kPending;
+  vm.attempt = 1;
+  vm.tries = 1;
+  vm.not_before_ns = 0;
+  vm.last_error.reset();
+  vm.fencing = false;
+  switch (tx.phase) {
+    case Phase::kAcquire:
+      vm.acquire_begun = true;
+      break;
+    case Phase::kPrepare:
+      vm.prepare_begun = true;
+      break;
+    case Phase::kStart:
+      vm.start_begun = true;
+      break;
+    case Phase::kQuiesce:
+      vm.rest_begun = true;
+      break;
+    case Phase::kDetach:
+      vm.detach_begun = true;
+      vm.has_device = false;
+      vm.linked = false;
+      break;
+    case Phase::kPlan:
+    case Phase::kReady:
+    case Phase::kMigrate:
+    case Phase::kLocate:
+    case Phase::kAttach:
+    case Phase::kLink:
+    case Phase::kNodeStart:
+    case Phase::kResume:
+    case Phase::kStop:
+    case Phase::kRelease:
+    case Phase::kEnd:
+      break;
+  }
+}
+
+Outcome outcome_of(const Transaction& tx) {
+  if (tx.hopeless || tx.boot_failed) return Outcome::kFailed;
+  if (tx.kind != TxKind::kEvacuate) {
+    const bool failed = std::any_of(tx.vms.begin(), tx.vms.end(),
+                                    [](const VmPart& v) { return v.failure.has_value(); });
+    return failed ? Outcome::kFailed : Outcome::kDone;
+  }
+  std::size_t wanted = 0, moved = 0;
+  bool touched = false;
+  for (const VmPart& vm : tx.vms) {
+    wanted += vm.wanted;
+    moved += vm.wanted && vm.at == Where::kTarget;
+    touched = touched || vm.acquire_begun;
+  }
+  if (moved == wanted) return Outcome::kDone;
+  if (moved > 0) return Outcome::kPartial;
+  return touched ? Outcome::kRestored : Outcome::kRefused;
+}
+
+void enter(Transaction& tx, Phase phase, int round, std::int64_t now) {
+  tx.phase = phase;
+  tx.round = round;
+  tx.more = false;
+  tx.parked.clear();
+  if (round == 1) tx.phase_begin_ns = now;
+  bool work = false;
+  for (VmPart& vm : tx.vms) {
+    vm.status = StepStatus::kIdle;
+    if (!participates(tx, phase, vm)) continue;
+    begin_step(tx, vm);
+    work = true;
+  }
+  if (work && round == 1) tx.times.push_back({phase, now, 0});
+  if (phase == Phase::kEnd) {
+    tx.ended_ns = now;
+    tx.outcome = outcome_of(tx);
+  }
+}
+
+bool all_settled(const Transaction& tx) {
+  return std::none_of(tx.vms.begin(), tx.vms.end(),
+                      [](const VmPart& v) { return v.status == StepStatus::kPending; });
+}
+
+const VmPart* first_failed(const Transaction& tx) {
+  auto it = std::find_if(tx.vms.begin(), tx.vms.end(),
+                         [](const VmPart& v) { return v.status == StepStatus::kFailed; });
+  return it == tx.vms.end() ? nullptr : &*it;
+}
+
+Error reason_of(const VmPart& vm) {
+  return vm.last_error ? vm.last_error->with(vm.vm)
+                       : Error{Code::kInternal, vm.vm + ": failed without a reason"};
+}
+
+// Consequences of failures for the whole set, when every VM has finished the phase.
+void judge(Transaction& tx) {
+  const VmPart* failed = first_failed(tx);
+  if (failed == nullptr) return;
+  const Error why = reason_of(*failed);
+  switch (tx.phase) {
+    case Phase::kPlan:
+    case Phase::kQuiesce:  // one job, one decision
+      drop_all(tx, why);
+      break;
+    case Phase::kAcquire:
+    case Phase::kPrepare:
+    case Phase::kDetach:
+      for (VmPart& vm : tx.vms) {
+        if (vm.status == StepStatus::kFailed) drop(vm, *vm.last_error);
+      }
+      if (tx.kind == TxKind::kBoot) tx.boot_failed = true;
+      break;
+    case Phase::kStart:
+    case Phase::kReady:
+    case Phase::kNodeStart:
+      tx.boot_failed = true;
+      break;
+    case Phase::kAttach:
+    case Phase::kLink:
+    case Phase::kResume:
+    case Phase::kLocate:
+      (tx.kind == TxKind::kBoot ? tx.boot_failed : tx.hopeless) = true;
+      break;
+    case Phase::kMigrate:
+    case Phase::kStop:
+    case Phase::kRelease:
+    case Phase::kEnd:
+      break;
+  }
+  for (VmPart& vm : tx.vms) {
+    if (vm.status == StepStatus::kFailed && !vm.failure) vm.failure = vm.last_error;
+  }
+}
+
+// Cancelling is simply not wanting to move any more; what had been begun is put right by the tail
+// of the path.
+void give_up_moving(Transaction& tx) {
+  const Error why{Code::kCancelled, "cancelled by request"};
+  for (VmPart& vm : tx.vms) {
+    if (vm.moving && vm.at == Where::kSource) drop(vm, why);
+  }
+  if (tx.kind == TxKind::kBoot) tx.boot_failed = true;
+}
+
+void settle(Transaction& tx, std::int64_t now) {
+  while (tx.phase != Phase::kEnd && all_settled(tx)) {
+    judge(tx);
+    const bool rounds = tx.phase == Phase::kQuiesce || tx.phase == Phase::kResume;
+    if (rounds && tx.more && first_failed(tx) == nullptr) {
+      enter(tx, tx.phase, tx.round + 1, now);
+      continue;
+    }
+    if (!tx.times.empty() && tx.times.back().phase == tx.phase && tx.times.back().end_ns == 0) {
+      tx.times.back().end_ns = now;
+    }
+    if (tx.cancel_requested) give_up_moving(tx);
+    enter(tx, phase_after(tx.kind, tx.phase), 1, now);
+  }
+}
+
+// Ranks wait while a step is repeated after the detach, and a booting guest is asked often: short
+// pauses there. Slurm and the clean-up have time.
+std::int64_t longest_backoff_ms(Phase phase) {
+  switch (phase) {
+    case Phase::kReady:
+      return 400;
+    case Phase::kPlan:
+    case Phase::kPrepare:
+    case Phase::kStart:
+    case Phase::kQuiesce:
+    case Phase::kDetach:
+    case Phase::kMigrate:
+    case Phase::kLocate:
+    case Phase::kAttach:
+    case Phase::kLink:
+    case Phase::kNodeStart:
+    case Phase::kResume:
+      return 2'000;
+    case Phase::kAcquire:
+    case Phase::kStop:
+    case Phase::kRelease:
+    case Phase::kEnd:
+      return 10'000;
+  }
+  return 10'000;
+}
+
+void again(const Transaction& tx, VmPart& vm, std::int64_t now, bool new_operation) {
+  const std::int64_t ms =
+      std::min(kFirstBackoffMs << std::min(vm.tries - 1, 6), longest_backoff_ms(tx.phase));
+  vm.not_before_ns = now + ms * kMs;
+  vm.tries += 1;
+  vm.attempt += new_operation;
+}
+
+// How long a step is repeated before its failure is final.
+std::int64_t patience_ns(const Transaction& tx, const Error& error) {
+  const bool booting = tx.kind == TxKind::kBoot;
+  switch (tx.phase) {
+    case Phase::kPlan:
+      // A refusal is an answer; only silence is asked again.
+      return error.unknown_effect() ? tx.policy.step_ms * kMs : 0;
+    case Phase::kAcquire:
+      return (booting ? tx.policy.boot_ms : tx.policy.park_ms) * kMs;
+    case Phase::kPrepare:
+    case Phase::kDetach:
+      return error.unknown_effect() ? tx.policy.step_ms * kMs : 0;
+    case Phase::kQuiesce:
+      return error.unknown_effect() ? tx.policy.quiesce_ms * kMs : 0;
+    case Phase::kStart:
+      return error.unknown_effect() ? tx.policy.boot_ms * kMs : 0;
+    case Phase::kReady:
+      return tx.policy.boot_ms * kMs;
+    case Phase::kMigrate:
+      return error.unknown_effect() ? tx.policy.migrate_ms * kMs : 0;
+    case Phase::kAttach:
+    case Phase::kLink:
+    case Phase::kNodeStart:
+      return (booting ? tx.policy.boot_ms : tx.policy.park_ms) * kMs;
+    case Phase::kLocate:
+    case Phase::kResume:
+    case Phase::kStop:
+    case Phase::kRelease:
+      return tx.policy.park_ms * kMs;
+    case Phase::kEnd:
+      return 0;
+  }
+  return 0;
+}
+
+std::string text(const nlohmann::json& j, const char* field) {
+  auto it = j.find(field);
+  return it != j.end() && it->is_string() ? it->get<std::string>() : std::string();
+}
+
+std::int64_t number(const nlohmann::json& j, const char* field) {
+  auto it = j.find(field);
+  return it != j.end() && it->is_number() ? it->get<std::int64_t>() : 0;
+}
+
+bool flag(const nlohmann::json& j, const char* field) {
+  auto it = j.find(field);
+  return it != j.end() && it->is_boolean() && it->get<bool>();
+}
+
+// Who has the VM, from what both hosts say (docs/recovery.md has the table). "unknown": the host
+// did not answer, which means nothing until it has been fenced.
+struct Located {
+  Where where = Where::kUnknown;
+  std::string ask_fence;  // the host whose silence keeps it undecided
+  std::string why;
+};
+
+Located locate(const VmPart& vm) {
+  std::string source = vm.seen_source;
+  std::string target = vm.seen_target;
+  if (source == "unknown" && vm.source_fenced) source = "absent";
+  if (target == "unknown" && vm.target_fenced) target = "absent";
+  const bool target_runs = target == "running";
+  const bool source_runs = source == "running";
+  if (target_runs && source_runs) {
+    return {Where::kUnknown, "",
+            vm.vm + " runs on " + vm.from + " and on " + vm.to + ": stop one of them by hand"};
+  }
+  if (target_runs) return {Where::kTarget, "", ""};
+  if (source == "unknown") return {Where::kUnknown, vm.from, vm.from + " does not answer"};
+  if (target == "unknown") return {Where::kUnknown, vm.to, vm.to + " does not answer"};
+  if (source_runs && target == "absent") return {Where::kSource, "", ""};
+  if (source == "absent" && target == "absent")
+    return {Where::kNowhere, "", vm.vm + " is gone from both hosts"};
+  return {Where::kUnknown, "",
+          vm.vm + " is " + source + " on " + vm.from + " and " + target + " on " + vm.to};
+}
+
+void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::int64_t now) {
+  vm.seen_source = text(seen, "source");
+  vm.seen_target = text(seen, "target");
+  const Located found = locate(vm);
+  if (found.where == Where::kUnknown) {
+    const bool long_silence = now - tx.phase_begin_ns > tx.policy.fence_after_ms * kMs;
+    tx.parked = found.why;
+    vm.last_error = Error{Code::kUnavailable, found.why};
+    vm.fencing = long_silence && !found.ask_fence.empty();
+    vm.fence_host = found.ask_fence;
+    again(tx, vm, now, false);
+    return;
+  }
+  vm.at = found.where;
+  vm.status = StepStatus::kDone;
+  if (found.where == Where::kTarget) {
+    vm.moving = true;
+    return;
+  }
+  drop(vm, vm.last_error.value_or(Error{Code::kInternal, "migration failed"}));
+  if (found.where == Where::kNowhere) {
+    vm.last_error = Error{Code::kInternal, found.why};
+    vm.failure = vm.last_error;
+    vm.status = StepStatus::kFailed;
+  }
+}
+
+void collect_round(Transaction& tx, const VmPart& vm, const nlohmann::json& result) {
+  tx.more = tx.more || flag(result, "more");
+  auto answers = result.find("answers");
+  if (answers == result.end() || !answers->is_array() || vm.jobs.empty()) return;
+  for (const nlohmann::json& answer : *answers) {
+    if (!answer.is_object() || !answer.contains("payload")) continue;
+    const std::string rank = std::to_string(vm.jobs.front()) + "." +
+                             std::to_string(number(answer, "step")) + "." +
+                             std::to_string(number(answer, "rank"));
+    tx.payloads[rank] = answer["payload"];
+  }
+}
+
+std::string refusals(const nlohmann::json& plan) {
+  std::string why;
+  auto list = plan.find("refusals");
+  if (list == plan.end() || !list->is_array()) return why;
+  for (const nlohmann::json& r : *list)
+    why += (why.empty() ? "" : "; ") + (r.is_string() ? r.get<std::string>() : r.dump());
+  return why;
+}
+
+void on_done(Transaction& tx, VmPart& vm, const Event& event) {
+  const nlohmann::json& result = event.result;
+  if (vm.fencing) {
+    (vm.fence_host == vm.from ? vm.source_fenced : vm.target_fenced) = true;
+    vm.fencing = false;
+    vm.not_before_ns = 0;
+    vm.tries += 1;
+    return;  // still pending: ask again, the fenced host now counts as absent
+  }
+  if (tx.phase == Phase::kLocate) return on_located(tx, vm, result, event.time_ns);
+  vm.status = StepStatus::kDone;
+  switch (tx.phase) {
+    case Phase::kPlan:
+      if (const std::string why = refusals(result); !why.empty()) {
+        vm.last_error = Error{Code::kRefused, why};
+        vm.status = StepStatus::kFailed;
+      }
+      break;
+    case Phase::kAcquire:
+      vm.to = text(result, "host");
+      vm.to_job = static_cast<std::uint32_t>(number(result, "job_id"));
+      break;
+    case Phase::kStart:
+      vm.at = Where::kTarget;
+      break;
+    case Phase::kQuiesce:
+    case Phase::kResume:
+      collect_round(tx, vm, result);
+      break;
+    case Phase::kMigrate:
+      vm.at = Where::kTarget;
+      vm.migrate_bytes = number(result, "transferred_bytes");
+      vm.downtime_ms = number(result, "downtime_ms");
+      break;
+    case Phase::kAttach:
+      vm.has_device = true;
+      break;
+    case Phase::kLink:
+      vm.linked = true;
+      break;
+    case Phase::kStop:
+      vm.at = Where::kNowhere;
+      break;
+    case Phase::kPrepare:
+    case Phase::kReady:
+    case Phase::kDetach:
+    case Phase::kLocate:
+    case Phase::kNodeStart:
+    case Phase::kRelease:
+    case Phase::kEnd:
+      break;
+  }
+}
+
+void on_failed(Transaction& tx, VmPart& vm, const Event& event) {
+  const Error error = event.error.value_or(Error{Code::kInternal, "failed without a reason"});
+  vm.last_error = error;
+  if (vm.fencing) {  // no fence agent, or it failed: stay parked and look again
+    vm.fencing = false;
+    tx.parked = error.message;
+    return again(tx, vm, event.time_ns, false);
+  }
+  const std::int64_t spent = event.time_ns - tx.phase_begin_ns;
+  const bool cancelled_migration = tx.phase == Phase::kMigrate && tx.cancel_requested;
+  if (spent < patience_ns(tx, error) && !cancelled_migration && !event.final) {
+    const bool at_rest = tx.phase == Phase::kAttach || tx.phase == Phase::kLink ||
+                         tx.phase == Phase::kResume || tx.phase == Phase::kLocate;
+    if (at_rest && vm.tries >= 3) tx.parked = error.message;
+    // After a plain failure the operation is a new one; after silence it is the same one, asked
+    // about again.
+    return again(tx, vm, event.time_ns, !error.unknown_effect());
+  }
+  if (tx.phase == Phase::kMigrate) {  // whatever it says, both hosts are asked
+    vm.status = StepStatus::kDone;
+    vm.at = Where::kUnknown;
+    return;
+  }
+  vm.status = StepStatus::kFailed;
+}
+
+void on_cancel(Transaction& tx, std::int64_t now) {
+  tx.cancel_requested = true;
+  const Error why{Code::kCancelled, "cancelled by request"};
+  if (tx.phase != Phase::kAcquire)
+    return;  // other phases end by themselves; settle() looks at the request then
+  drop_all(tx, why);
+  for (VmPart& vm : tx.vms) {
+    if (vm.status != StepStatus::kPending) continue;
+    vm.last_error = why;
+    vm.status = StepStatus::kFailed;
+  }
+  settle(tx, now);
+}
+
+}  // namespace
+
+VmPart* Transaction::find(const std::string& name) {
+  auto it = std::find_if(vms.begin(), vms.end(), [&](const VmPart& v) { return v.vm == name; });
+  return it == vms.end() ? nullptr : &*it;
+}
+
+const VmPart* Transaction::find(const std::string& name) const {
+  return const_cast<Transaction*>(this)->find(name);
+}
+
+void apply(std::optional<Transaction>& tx, const Event& event) {
+  switch (event.type) {
+    case EventType::kBegun:
+      tx = event.begun;
+      if (!tx) return;
+      tx->begun_ns = event.time_ns;
+      enter(*tx, first_phase(tx->kind), 1, event.time_ns);
+      settle(*tx, event.time_ns);
+      return;
+    case EventType::kCancel:
+      if (tx && !tx->ended()) on_cancel(*tx, event.time_ns);
+      return;
+    case EventType::kStepDone:
+    case EventType::kStepFailed: {
+      if (!tx || tx->ended() || event.phase != tx->phase || event.round != tx->round) return;
+      VmPart* vm = tx->find(event.vm);
+      if (vm == nullptr || vm->status != StepStatus::kPending || vm->tries != event.tries) return;
+      if (event.type == EventType::kStepDone) {
+        on_done(*tx, *vm, event);
+      } else {
+        on_failed(*tx, *vm, event);
+      }
+      settle(*tx, event.time_ns);
+      return;
+    }
+  }
+}
+
+std::vector<Action> next_actions(const Transaction& tx) {
+  std::vector<Action> actions;
+  for (const VmPart& vm : tx.vms) {
+    if (vm.status != StepStatus::kPending) continue;
+    Action action;
+    action.tx = tx.id;
+    action.phase = tx.phase;
+    action.vm = vm.vm;
+    action.round = tx.round;
+    action.attempt = vm.attempt;
+    action.tries = vm.tries;
+    action.fence = vm.fencing;
+    action.abort = tx.phase == Phase::kMigrate && tx.cancel_requested;
+    action.not_before_ns = vm.not_before_ns;
+    actions.push_back(std::move(action));
+  }
+  return actions;
+}
+
+std::vector<Event> overdue(const Transaction& tx, std::int64_t now_ns) {
+  std::vector<Event> events;
+  if (tx.phase != Phase::kAcquire) return events;
+  const bool some = std::any_of(tx.vms.begin(), tx.vms.end(),
+                                [](const VmPart& v) { return v.status == StepStatus::kDone; });
+  // Without any host there is nothing to hurry for: the launcher jobs stay in Slurm's queue and the
+  // job runs on.
+  if (!some && tx.kind == TxKind::kEvacuate) return events;
+  const std::int64_t limit = tx.kind == TxKind::kBoot ? tx.policy.boot_ms : tx.policy.acquire_ms;
+  if (now_ns - tx.phase_begin_ns < limit * kMs) return events;
+  for (const VmPart& vm : tx.vms) {
+    if (vm.status != StepStatus::kPending) continue;
+    Event event;
+    event.type = EventType::kStepFailed;
+    event.tx = tx.id;
+    event.time_ns = now_ns;
+    event.final = true;
+    event.vm = vm.vm;
+    event.phase = tx.phase;
+    event.tries = vm.tries;
+    event.error = Error{Code::kExhausted, "no host within " + std::to_string(limit / 1000) +
+                                              " s: its launcher job is still pending; see squeue"};
+    events.push_back(std::move(event));
+  }
+  return events;
+}
+
+std::string Action::op() const {
+  std::string name = std::to_string(tx) + "/" + std::string(name_of(phase));
+  if (round > 1) name += "." + std::to_string(round);
+  return name + "/" + vm + "/" + std::to_string(attempt);
+}
+
+std::string Action::key() const {
+  return op() + "/" + std::to_string(tries) + (fence ? "/fence" : "") + (abort ? "/abort" : "");
+}
+
+}  // namespace symvirt
