@@ -20,11 +20,13 @@ struct NodeInfo {
   bool completing = false;
   bool powered_down = false;
   bool powering_up = false;
+  bool powering_down = false;
   bool not_responding = false;
   bool idle = false;
   std::string state_text;  // as sinfo prints it
   std::string reason;
   std::string partitions;
+  std::string gres;  // as configured: "hca:2"
 };
 
 enum class JobState { kPending, kConfiguring, kRunning, kSuspended, kCompleting, kEnded };

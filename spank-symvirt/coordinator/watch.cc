@@ -1,0 +1,275 @@
+#include "spank-symvirt/coordinator/watch.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace symvirt {
+namespace {
+
+constexpr std::int64_t kSecond = 1'000'000'000;
+
+bool contains(const std::vector<std::string>& list, const std::string& item) {
+  return std::find(list.begin(), list.end(), item) != list.end();
+}
+
+const NodeInfo* find_node(const View& view, const std::string& name) {
+  auto it = std::find_if(view.nodes->begin(), view.nodes->end(), [&](const NodeInfo& n) { return n.name == name; });
+  return it == view.nodes->end() ? nullptr : &*it;
+}
+
+bool leaving(const View& view, const std::string& host) {
+  const NodeInfo* node = find_node(view, host);
+  return node != nullptr && (node->drain || node->fail);
+}
+
+bool up(const View& view, const std::string& vm) {
+  auto it = view.vms->find(vm);
+  return it != view.vms->end() && it->second.up();
+}
+
+const Transaction* live_with(const View& view, const std::string& vm) {
+  for (const auto& [id, tx] : *view.transactions) {
+    if (!tx.ended() && tx.find(vm) != nullptr) return &tx;
+  }
+  return nullptr;
+}
+
+std::vector<const JobInfo*> jobs_on(const View& view, const std::string& vm) {
+  std::vector<const JobInfo*> list;
+  for (const JobInfo& job : *view.jobs) {
+    const bool there = job.state == JobState::kRunning || job.state == JobState::kSuspended || job.state == JobState::kCompleting ||
+                       job.state == JobState::kConfiguring;
+    if (there && contains(job.nodes, vm)) list.push_back(&job);
+  }
+  return list;
+}
+
+bool opted_out(const JobInfo& job) { return job.admin_comment.find("ft=none") != std::string::npos; }
+
+// "quiesce_timeout=20" in the line that job_submit.lua left; 0: the site's.
+std::int64_t wanted_quiesce_ms(const JobInfo& job) {
+  static constexpr std::string_view kKey = "quiesce_timeout=";
+  const std::size_t at = job.admin_comment.find(kKey);
+  if (at == std::string::npos) return 0;
+  std::int64_t seconds = 0;
+  const char* begin = job.admin_comment.data() + at + kKey.size();
+  std::from_chars(begin, job.admin_comment.data() + job.admin_comment.size(), seconds);
+  return seconds > 0 && seconds <= 3600 ? seconds * 1000 : 0;
+}
+
+// A set that could not be moved is not tried again at once.
+const Transaction* tried_lately(const View& view, const std::string& vm) {
+  for (auto it = view.transactions->rbegin(); it != view.transactions->rend(); ++it) {
+    const Transaction& tx = it->second;
+    if (tx.kind != TxKind::kEvacuate || tx.find(vm) == nullptr) continue;
+    const bool moved = tx.outcome == Outcome::kDone;
+    return tx.ended() && !moved && view.now_ns - tx.ended_ns < view.config->retry_s * kSecond ? &tx : nullptr;
+  }
+  return nullptr;
+}
+
+std::string why_left(const Transaction& tx) {
+  for (const VmPart& vm : tx.vms) {
+    if (vm.failure) return vm.failure->message;
+  }
+  return std::string(name_of(tx.outcome));
+}
+
+VmPart part_of(const View& view, const std::string& name, bool moves) {
+  const VmRecord& record = view.vms->at(name);
+  VmPart vm;
+  vm.vm = name;
+  vm.vm_class = record.vm_class;
+  for (const JobInfo* job : jobs_on(view, name)) vm.jobs.push_back(job->id);
+  vm.wanted = vm.moving = moves;
+  vm.from = record.host;
+  vm.from_job = record.launcher_job;
+  vm.at = Where::kSource;
+  vm.has_device = vm.linked = true;
+  return vm;
+}
+
+void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out, std::set<std::string>& handled) {
+  std::set<std::string> moving;
+  for (const auto& [name, record] : *view.vms) {
+    if (record.host != host.name || handled.count(name) > 0 || live_with(view, name) != nullptr) continue;
+    const std::vector<const JobInfo*> jobs = jobs_on(view, name);
+    const NodeInfo* node = find_node(view, name);
+    if (jobs.empty()) {
+      if (node != nullptr && node->idle && !node->powering_down && !node->powered_down && !node->powering_up) {
+        out.list.push_back({Decision::Kind::kPowerDown, {}, 0, name, "symvirt: host " + host.name + " is drained"});
+      }
+      continue;
+    }
+    if (const Transaction* tx = tried_lately(view, name)) {
+      out.notes[name] = fmt::format("not moved by transaction {}: {}; tried again every {} s", tx->id, why_left(*tx), view.config->retry_s);
+      continue;
+    }
+    // One VM that must stay does not keep the others: each is looked at with its own job first.
+    if (auto alone = plan_evacuation(view, {name}, ""); !alone) {
+      out.notes[name] = alone.error().message;
+      continue;
+    }
+    moving.insert(name);
+  }
+  if (moving.empty()) return;
+  auto tx = plan_evacuation(view, moving, kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason));
+  if (!tx) {
+    for (const std::string& vm : moving) out.notes[vm] = tx.error().message;
+    return;
+  }
+  for (const VmPart& vm : tx->vms) handled.insert(vm.vm);
+  out.list.push_back({Decision::Kind::kBegin, std::move(*tx)});
+}
+
+// Waiting for a host costs nothing and can be given up: the drain was undone, or the job is over.
+void cancel_needless(const View& view, Decisions& out) {
+  for (const auto& [id, tx] : *view.transactions) {
+    if (tx.ended() || tx.cancel_requested || tx.kind != TxKind::kEvacuate || tx.phase != Phase::kAcquire) continue;
+    const bool by_drain = tx.cause.rfind(kDrainCause, 0) == 0;
+    const bool needed = !by_drain || std::any_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return v.moving && leaving(view, v.from); });
+    const bool jobs_gone = std::all_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return jobs_on(view, v.vm).empty(); });
+    if (!needed || (by_drain && jobs_gone)) {
+      Decision d{Decision::Kind::kCancel};
+      d.id = id;
+      d.reason = needed ? "its jobs have ended" : "no host of it is drained any more";
+      out.list.push_back(d);
+    }
+  }
+}
+
+int gres_count(const std::string& gres, const std::string& name) {
+  std::size_t pos = 0;
+  while (pos < gres.size()) {
+    std::size_t end = gres.find(',', pos);
+    if (end == std::string::npos) end = gres.size();
+    const std::string item = gres.substr(pos, end - pos);
+    if (item.rfind(name + ":", 0) == 0) {
+      int n = 0;
+      const std::size_t colon = item.find_last_of(':');
+      std::size_t stop = item.find('(', colon);
+      if (stop == std::string::npos) stop = item.size();
+      std::from_chars(item.data() + colon + 1, item.data() + stop, n);
+      return n;
+    }
+    pos = end + 1;
+  }
+  return 0;
+}
+
+// VM nodes must not promise more than the hosts can hold (docs/design.md, section 2).
+void keep_capacity(const View& view, Decisions& out) {
+  if (!view.config->capacity) return;
+  for (const ClassConfig& c : view.config->classes) {
+    if (c.slots.empty()) continue;
+    const std::string& gres = c.slots.front().gres;
+    int supply = -view.config->spares;
+    for (const NodeInfo& n : *view.nodes) {
+      if (n.partitions.find(view.config->hosts_partition) == std::string::npos) continue;
+      if (n.drain || n.fail || n.down || n.not_responding) continue;
+      supply += gres_count(n.gres, gres);
+    }
+    std::vector<const NodeInfo*> spare_nodes, ours_drained;
+    int promised = 0;
+    for (const std::string& vm : c.nodes) {
+      const NodeInfo* node = find_node(view, vm);
+      if (node == nullptr) continue;
+      if (node->drain) {
+        if (node->reason.rfind(kNoHostReason, 0) == 0) ours_drained.push_back(node);
+        if (up(view, vm)) ++promised;
+        continue;
+      }
+      if (node->down && !up(view, vm)) continue;
+      ++promised;
+      if (jobs_on(view, vm).empty() && !up(view, vm) && live_with(view, vm) == nullptr && !node->allocated) spare_nodes.push_back(node);
+    }
+    while (promised > supply && !spare_nodes.empty()) {
+      out.list.push_back({Decision::Kind::kDrainNode, {}, 0, spare_nodes.back()->name, kNoHostReason});
+      spare_nodes.pop_back();
+      --promised;
+    }
+    while (promised < supply && !ours_drained.empty()) {
+      out.list.push_back({Decision::Kind::kResumeNode, {}, 0, ours_drained.back()->name, ""});
+      ours_drained.pop_back();
+      ++promised;
+    }
+  }
+}
+
+void find_lost(const View& view, Decisions& out) {
+  if (view.hosts == nullptr) return;
+  for (const auto& [name, record] : *view.vms) {
+    if (!record.up() || live_with(view, name) != nullptr) continue;
+    auto seen = view.hosts->find(record.host);
+    if (seen == view.hosts->end() || !seen->second.answered || seen->second.vms.count(name) > 0) continue;
+    Decision d{Decision::Kind::kVmLost};
+    d.node = name;
+    d.reason = fmt::format("symvirt: the VM ended on {} without being asked to; see its console log there", record.host);
+    out.list.push_back(d);
+  }
+}
+
+}  // namespace
+
+Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving, const std::string& cause) {
+  std::set<std::string> set = moving;
+  std::set<std::uint32_t> jobs;
+  std::int64_t quiesce_ms = 0;
+  // Closed over "runs a job that also runs there".
+  for (bool grown = true; grown;) {
+    grown = false;
+    for (const std::string& vm : std::set<std::string>(set)) {
+      for (const JobInfo* job : jobs_on(view, vm)) {
+        if (!jobs.insert(job->id).second) continue;
+        if (job->state == JobState::kCompleting) return Error{Code::kPrecondition, fmt::format("job {} is completing", job->id)};
+        if (job->state == JobState::kConfiguring) return Error{Code::kPrecondition, fmt::format("job {} is starting", job->id)};
+        if (job->state == JobState::kSuspended) {
+          return Error{Code::kPrecondition, fmt::format("job {} is suspended: resume it (scontrol resume {})", job->id, job->id)};
+        }
+        if (opted_out(*job)) return Error{Code::kPrecondition, fmt::format("job {} was submitted with --symvirt-ft=none", job->id)};
+        quiesce_ms = std::max(quiesce_ms, wanted_quiesce_ms(*job));
+        for (const std::string& node : job->nodes) {
+          if (set.insert(node).second) grown = true;
+        }
+      }
+    }
+  }
+  Transaction tx;
+  tx.kind = TxKind::kEvacuate;
+  tx.cause = cause;
+  tx.policy = view.config->policy;
+  if (quiesce_ms > 0) tx.policy.quiesce_ms = quiesce_ms;
+  std::int64_t largest_mib = 0;
+  for (const std::string& name : set) {
+    if (!up(view, name)) return Error{Code::kPrecondition, fmt::format("{} is not a running VM of ours", name)};
+    if (const Transaction* other = live_with(view, name)) {
+      return Error{Code::kPrecondition, fmt::format("{} is in transaction {} ({})", name, other->id, name_of(other->phase))};
+    }
+    const bool moves = moving.count(name) > 0 || leaving(view, view.vms->at(name).host);
+    tx.vms.push_back(part_of(view, name, moves));
+    if (const ClassConfig* c = view.config->class_of_vm(name)) largest_mib = std::max(largest_mib, c->memory_mib);
+  }
+  // Twice the time that the memory takes at the slowest rate we wait for, all VMs sharing one wire.
+  const std::int64_t bytes = (largest_mib << 20) * static_cast<std::int64_t>(set.size());
+  tx.policy.migrate_ms = std::max<std::int64_t>(60'000, 2'000 * (bytes / view.config->migrate_floor_bytes_s));
+  return tx;
+}
+
+Decisions decide(const View& view) {
+  Decisions out;
+  std::set<std::string> handled;
+  cancel_needless(view, out);
+  find_lost(view, out);
+  for (const Decision& d : out.list) {
+    if (d.kind == Decision::Kind::kVmLost) handled.insert(d.node);
+  }
+  for (const NodeInfo& node : *view.nodes) {
+    if (node.drain || node.fail) begin_evacuations(view, node, out, handled);
+  }
+  keep_capacity(view, out);
+  return out;
+}
+
+}  // namespace symvirt

@@ -1,0 +1,216 @@
+#include "spank-symvirt/coordinator/watch.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/fakes/fake_world.h"
+
+namespace symvirt {
+namespace {
+
+// Three hosts with two devices each, v1 and v2 up on hv1, job 7 on both.
+struct World {
+  Config config = fakes::two_vm_config();
+  std::vector<NodeInfo> nodes;
+  std::vector<JobInfo> jobs;
+  std::map<std::string, VmRecord> vms;
+  std::map<std::int64_t, Transaction> transactions;
+  std::map<std::string, HostSeen> hosts;
+
+  World() {
+    for (const char* name : {"hv1", "hv2", "hv3"}) {
+      NodeInfo n;
+      n.name = name;
+      n.partitions = "hosts";
+      n.gres = "hca:2";
+      nodes.push_back(n);
+    }
+    for (const char* name : {"v1", "v2"}) {
+      NodeInfo n;
+      n.name = name;
+      n.partitions = "vm";
+      n.allocated = true;
+      nodes.push_back(n);
+      vms[name] = VmRecord{name, "standard", "hv1", 50, 0};
+    }
+    JobInfo job;
+    job.id = 7;
+    job.state = JobState::kRunning;
+    job.nodes = {"v1", "v2"};
+    jobs.push_back(job);
+  }
+  NodeInfo& node(const std::string& name) {
+    for (NodeInfo& n : nodes) {
+      if (n.name == name) return n;
+    }
+    std::abort();
+  }
+  Decisions decide() {
+    View view{&config, &nodes, &jobs, &vms, &transactions, &hosts, 1'000'000'000'000};
+    return symvirt::decide(view);
+  }
+  std::vector<Decision> of(Decision::Kind kind) {
+    std::vector<Decision> found;
+    for (const Decision& d : decide().list) {
+      if (d.kind == kind) found.push_back(d);
+    }
+    return found;
+  }
+};
+
+TEST(Watch, NothingToDoInAHealthyCluster) {
+  World w;
+  EXPECT_TRUE(w.decide().list.empty());
+}
+
+TEST(Watch, DrainMovesBothVmsOfTheHostInOneTransaction) {
+  World w;
+  w.node("hv1").drain = true;
+  w.node("hv1").reason = "memory errors";
+  auto begun = w.of(Decision::Kind::kBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].tx.cause, "drain of hv1: memory errors");
+  ASSERT_EQ(begun[0].tx.vms.size(), 2u);
+  EXPECT_TRUE(begun[0].tx.vms[0].moving && begun[0].tx.vms[1].moving);
+  EXPECT_EQ(begun[0].tx.vms[0].jobs, std::vector<std::uint32_t>{7});
+}
+
+TEST(Watch, TheOtherVmsOfTheJobRestWhereTheyAre) {
+  World w;
+  w.vms["v2"].host = "hv2";
+  w.node("hv1").fail = true;
+  auto begun = w.of(Decision::Kind::kBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_TRUE(begun[0].tx.find("v1")->moving);
+  EXPECT_FALSE(begun[0].tx.find("v2")->moving);
+}
+
+TEST(Watch, TwoDrainedHostsOfOneJobMakeOneTransaction) {
+  World w;
+  w.vms["v2"].host = "hv2";
+  w.node("hv1").drain = w.node("hv2").drain = true;
+  auto begun = w.of(Decision::Kind::kBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_TRUE(begun[0].tx.find("v1")->moving && begun[0].tx.find("v2")->moving);
+}
+
+TEST(Watch, IdleVmIsPoweredDown) {
+  World w;
+  w.jobs.clear();
+  w.node("hv1").drain = true;
+  w.node("v1").idle = w.node("v2").idle = true;
+  EXPECT_EQ(w.of(Decision::Kind::kPowerDown).size(), 2u);
+  w.node("v1").powering_down = true;
+  EXPECT_EQ(w.of(Decision::Kind::kPowerDown).size(), 1u);
+}
+
+TEST(Watch, JobThatOptedOutStaysAndTheReasonIsShown) {
+  World w;
+  w.node("hv1").drain = true;
+  w.jobs[0].admin_comment = "symvirt: class=standard ft=none";
+  const Decisions d = w.decide();
+  EXPECT_TRUE(d.list.empty());
+  EXPECT_NE(d.notes.at("v1").find("--symvirt-ft=none"), std::string::npos);
+}
+
+TEST(Watch, CompletingSuspendedAndStartingJobsAreLookedAtLater) {
+  for (JobState state : {JobState::kCompleting, JobState::kSuspended, JobState::kConfiguring}) {
+    World w;
+    w.node("hv1").drain = true;
+    w.jobs[0].state = state;
+    const Decisions d = w.decide();
+    EXPECT_TRUE(d.list.empty());
+    EXPECT_EQ(d.notes.count("v1"), 1u);
+  }
+}
+
+TEST(Watch, JobsOwnQuiesceTimeoutIsUsed) {
+  World w;
+  w.node("hv1").drain = true;
+  w.jobs[0].admin_comment = "symvirt: class=standard quiesce_timeout=77";
+  EXPECT_EQ(w.of(Decision::Kind::kBegin).at(0).tx.policy.quiesce_ms, 77'000);
+}
+
+TEST(Watch, BusyVmsAreNotTouchedTwice) {
+  World w;
+  w.node("hv1").drain = true;
+  Transaction tx = w.of(Decision::Kind::kBegin).at(0).tx;
+  tx.id = 5;
+  tx.phase = Phase::kMigrate;
+  w.transactions[5] = tx;
+  EXPECT_TRUE(w.decide().list.empty());
+}
+
+TEST(Watch, FailedSetIsTriedAgainAfterAWhile) {
+  World w;
+  w.node("hv1").drain = true;
+  Transaction tx = w.of(Decision::Kind::kBegin).at(0).tx;
+  tx.id = 5;
+  tx.phase = Phase::kEnd;
+  tx.outcome = Outcome::kRestored;
+  tx.ended_ns = 1'000'000'000'000 - 5'000'000'000;
+  w.transactions[5] = tx;
+  EXPECT_TRUE(w.of(Decision::Kind::kBegin).empty());
+  EXPECT_EQ(w.decide().notes.count("v1"), 1u);
+  w.transactions[5].ended_ns -= 60'000'000'000;
+  EXPECT_EQ(w.of(Decision::Kind::kBegin).size(), 1u);
+}
+
+TEST(Watch, WaitingIsGivenUpWhenTheDrainIsUndone) {
+  World w;
+  w.node("hv1").drain = true;
+  Transaction tx = w.of(Decision::Kind::kBegin).at(0).tx;
+  tx.id = 5;
+  tx.phase = Phase::kAcquire;
+  w.transactions[5] = tx;
+  EXPECT_TRUE(w.decide().list.empty());
+  w.node("hv1").drain = false;
+  auto cancels = w.of(Decision::Kind::kCancel);
+  ASSERT_EQ(cancels.size(), 1u);
+  EXPECT_EQ(cancels[0].id, 5);
+  w.transactions[5].phase = Phase::kQuiesce;  // too late to be needless
+  EXPECT_TRUE(w.of(Decision::Kind::kCancel).empty());
+}
+
+TEST(Watch, SurplusVmNodesAreDrainedAndComeBack) {
+  World w;
+  w.jobs.clear();
+  w.vms.clear();
+  for (const char* vm : {"v1", "v2"}) {
+    w.node(vm).allocated = false;
+    w.node(vm).powered_down = true;
+  }
+  w.node("hv1").drain = w.node("hv2").drain = true;
+  w.node("hv3").gres = "hca:1";
+  auto drained = w.of(Decision::Kind::kDrainNode);
+  ASSERT_EQ(drained.size(), 1u);
+  EXPECT_EQ(drained[0].reason, kNoHostReason);
+  w.node(drained[0].node).drain = true;
+  w.node(drained[0].node).reason = kNoHostReason;
+  EXPECT_TRUE(w.decide().list.empty());
+  w.node("hv1").drain = false;
+  auto resumed = w.of(Decision::Kind::kResumeNode);
+  ASSERT_EQ(resumed.size(), 1u);
+  EXPECT_EQ(resumed[0].node, drained[0].node);
+}
+
+TEST(Watch, SomebodyElsesDrainOfAVmNodeIsNotUndone) {
+  World w;
+  w.jobs.clear();
+  w.vms.clear();
+  w.node("v1").drain = true;
+  w.node("v1").reason = "bad disk";
+  EXPECT_TRUE(w.of(Decision::Kind::kResumeNode).empty());
+}
+
+TEST(Watch, VmThatIsNotOnItsHostIsLost) {
+  World w;
+  w.hosts["hv1"] = HostSeen{true, {{"v1", "running"}}};
+  auto lost = w.of(Decision::Kind::kVmLost);
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(lost[0].node, "v2");
+  w.hosts["hv1"].answered = false;  // silence proves nothing
+  EXPECT_TRUE(w.of(Decision::Kind::kVmLost).empty());
+}
+
+}  // namespace
+}  // namespace symvirt
