@@ -1,0 +1,170 @@
+// JSON-RPC over sealed frames (docs/protocols.md section 1): server, blocking client, and the pool
+// that many calls share.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/deadline.h"
+#include "common/result.h"
+#include "common/unique_fd.h"
+#include "node-helper/protocol/credentials.h"
+#include "node-helper/protocol/frame.h"
+
+namespace symvirt {
+
+using RpcProgress = std::function<void(const nlohmann::json&)>;
+
+// What a handler gets. `progress` returns false when the caller is gone.
+struct RpcRequest {
+  std::string method;
+  nlohmann::json params;
+  uid_t uid;
+  std::string peer;  // "10.77.0.10:40312", for logs
+  Deadline deadline;
+  std::function<bool(const nlohmann::json&)> progress;
+  std::function<bool()> caller_gone;
+};
+
+using RpcHandler = std::function<Result<nlohmann::json>(const RpcRequest&)>;
+
+// Listens, checks, dispatches: a thread a connection, so a handler may block until its deadline.
+// Handlers run concurrently.
+class RpcServer {
+ public:
+  struct Method {
+    std::function<bool(uid_t)> allowed;
+    RpcHandler handler;
+  };
+  struct Options {
+    std::string host;  // own short name: the destination requests must be made for
+    std::string address = "0.0.0.0";
+    int port = 0;
+    std::size_t max_connections = 512;
+    std::chrono::milliseconds idle_timeout{600'000};
+    std::chrono::milliseconds longest_call{3'600'000};  // a deadline_ms beyond it is cut
+  };
+
+  RpcServer(Options options, Credentials& credentials)
+      : options_(std::move(options)), credentials_(credentials) {}
+  ~RpcServer();  // stop()
+
+  void add(const std::string& method, Method m) { methods_[method] = std::move(m); }
+  Status start();
+  void stop();  // ends connections and waits for handlers
+  int port() const { return port_; }
+
+ private:
+  struct Connection;
+  void accept_loop();
+  void serve(std::shared_ptr<Connection> connection);
+  bool answer_one(Connection& connection, const Frame& frame);
+  bool send(Connection& connection, const Envelope& request, std::int64_t sequence,
+            const nlohmann::json& body);
+
+  Options options_;
+  Credentials& credentials_;
+  std::map<std::string, Method> methods_;
+  UniqueFd listener_;
+  UniqueFd stop_event_;
+  int port_ = 0;
+  std::thread acceptor_;
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  std::vector<std::shared_ptr<Connection>> connections_;
+};
+
+// One connection, one call at a time, blocking. Threads: one at a time.
+class RpcClient {
+ public:
+  struct Options {
+    std::string host;     // name in the envelope
+    std::string address;  // where to connect; empty: host
+    int port = 0;
+    std::function<bool(uid_t)> replier_allowed = [](uid_t uid) { return uid == 0; };
+  };
+  RpcClient(Options options, Credentials& credentials)
+      : options_(std::move(options)), credentials_(credentials) {}
+
+  // Connects when it has to. kUnavailable: not connected, or the connection broke before the
+  // answer; kDeadline: no answer in time. After either the connection is closed and the next call
+  // makes a new one.
+  Result<nlohmann::json> call(const std::string& method, nlohmann::json params, Deadline deadline,
+                              const RpcProgress& progress = {});
+  void close() { fd_.reset(); }
+  // Makes a call() that waits on another thread end with kUnavailable.
+  void interrupt();
+
+ private:
+  Status connect(Deadline deadline);
+  Status send_all(const std::string& bytes, Deadline deadline);
+  Result<Frame> receive(Deadline deadline);
+  Result<nlohmann::json> transact(const std::string& method, nlohmann::json params,
+                                  Deadline deadline, const RpcProgress& progress);
+
+  Options options_;
+  Credentials& credentials_;
+  UniqueFd fd_;
+  FrameReader reader_;
+  std::atomic<int> shared_fd_{-1};
+  std::int64_t next_id_ = 1;
+};
+
+// Many calls to many hosts at once. A call that waits holds a thread of the pool (256 KiB of stack)
+// and a connection; connections are kept for the next call to that host. `done` runs on the pool's
+// threads, exactly once a call, also when the pool is destroyed.
+class RpcPool {
+ public:
+  using Done = std::function<void(Result<nlohmann::json>)>;
+  struct Options {
+    int port = 0;
+    std::map<std::string, std::string>
+        addresses;                     // host -> address, where the name does not resolve
+    std::map<std::string, int> ports;  // host -> port, where it is not `port` (simulations)
+    std::function<bool(uid_t)> replier_allowed = [](uid_t uid) { return uid == 0; };
+    std::size_t max_threads = 512;
+  };
+  RpcPool(Options options, Credentials& credentials);
+  ~RpcPool();
+
+  void call(const std::string& host, const std::string& method, nlohmann::json params,
+            std::chrono::milliseconds timeout, RpcProgress progress, Done done);
+
+ private:
+  struct Job {
+    std::string host, method;
+    nlohmann::json params;
+    Deadline deadline;
+    RpcProgress progress;
+    Done done;
+  };
+  void work();
+  std::unique_ptr<RpcClient> take_client(const std::string& host);
+
+  Options options_;
+  Credentials& credentials_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Job> queue_;
+  std::map<std::string, std::vector<std::unique_ptr<RpcClient>>> spare_;
+  std::map<RpcClient*, bool> busy_;
+  std::vector<std::thread> threads_;
+  std::size_t waiting_ = 0;
+  bool stopping_ = false;
+};
+
+// Errors on the wire.
+nlohmann::json error_to_json(const Error& error);
+Error error_from_json(const nlohmann::json& j);
+
+}  // namespace symvirt
