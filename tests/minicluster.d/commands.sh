@@ -37,7 +37,7 @@ cmd_up() {
 # Everything under etc/, opt/ and lib/, and the site disk.
 configure() {
   local h
-  install -m755 "$MC_SOURCE/tests/minicluster.d/machine-init" "$MC_SOURCE/tests/minicluster.d/service" "$MC_DIR/lib/"
+  install -m755 "$MC_SOURCE/tests/minicluster.d/machine-init" "$MC_SOURCE/tests/minicluster.d"/{service,bmc,fence} "$MC_DIR/lib/"
   install_build "$1"
   write_common
   write_slurm
@@ -75,6 +75,7 @@ power_one() {
 # In order; each goes on by itself when those before it are up.
 services_of() {
   case $1 in
+    switch) echo bmc ;;
     ctl) echo munged ganesha slurmctld symvirtd ;;
     hv*) echo munged libvirtd slurmd symvirt-noded ;;
   esac
@@ -150,6 +151,32 @@ cmd_power_on() {
   power_one "$1"
 }
 
+# Puts the cluster at rest for the next test: machines on, services running, no job of a user, every node usable. VMs that run
+# stay, since booting one takes a while; --vms powers them down, too.
+cmd_reset() {
+  local vms=no m
+  case ${1:-} in
+    '') ;;
+    --vms) vms=yes ;;
+    *) die "reset: $1: not an option; tests/minicluster --help" ;;
+  esac
+  machine_pid switch >/dev/null || die "reset: the cluster is not up: tests/minicluster up"
+  lock
+  in_parallel power_one ctl "${MC_HOSTS[@]}" || die "reset: a machine does not start"
+  in_machine ctl scancel -u mpiuser
+  wait_until 60 "the user's jobs to end" no_user_jobs || exit 1
+  for m in "${MC_HOSTS[@]}"; do
+    in_machine ctl scontrol update nodename="$m" state=resume 2>/dev/null || true # it says so when there is nothing to resume
+  done
+  for m in "${MC_VMS[@]}"; do
+    [ $vms = no ] || in_machine ctl scontrol update nodename="$m" state=power_down_force 2>/dev/null || true
+    in_machine ctl scontrol update nodename="$m" state=resume 2>/dev/null || true
+  done
+  for m in "${MC_HOSTS[@]}"; do wait_until 60 "$m to be usable" host_is_usable "$m" || exit 1; done
+}
+no_user_jobs() { [ -z "$(in_machine ctl squeue -h -u mpiuser -o %i)" ]; }
+host_is_usable() { in_machine ctl sinfo -h -n "$1" -o %T | grep -qE '^(idle|mixed|allocated)$'; }
+
 cmd_logs() { echo "$MC_DIR/machines"; }
 
 cmd_status() {
@@ -181,7 +208,8 @@ cmd_down() {
   [ -d "$MC_DIR" ] || return 0
   [ -d "$MC_DIR/machines" ] || [ -z "$(ls -A "$MC_DIR")" ] || die "down: $MC_DIR: is not a mini-cluster's folder: nothing done"
   lock
-  for m in "${MC_HOSTS[@]}" ctl switch; do stop_machine "$m" || die "down: $m: still has processes"; done
+  # Ending the switch ends all others with it; but one that is half started may not be inside it.
+  for m in "${MC_MACHINES[@]}"; do stop_machine "$m" || die "down: $m: still has processes"; done
   [ $keep = yes ] || rm -rf --one-file-system "$MC_DIR"
   step "down"
 }

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Machines: each is a network, mount, UTS, IPC and PID namespace. Sourced by tests/minicluster.
 # Nothing holds a namespace but the processes in it, and all of those are below the PID namespace's first process: killing
-# that one is a power cut, and leaves nothing behind.
+# that one is a power cut, and leaves nothing behind. The other machines' PID namespaces lie inside that of the switch, so that
+# killing its first process ends the cluster.
 
 machine_dir() { echo "$MC_DIR/machines/$1"; }
 
@@ -15,8 +16,8 @@ start_time() {
 
 # machine_pid NAME: outside's number of the machine's first process; fails when the machine is off.
 machine_pid() {
-  local pid started
-  read -r pid started 2>/dev/null < "$(machine_dir "$1")/pid" || return 1
+  local pid started _
+  read -r pid started _ 2>/dev/null < "$(machine_dir "$1")/pid" || return 1
   [ "$(start_time "$pid")" = "$started" ] || return 1
   echo "$pid"
 }
@@ -40,12 +41,13 @@ net() {
 
 # start_machine NAME: its first process runs when this returns. It has no network to others yet.
 start_machine() {
-  local name=$1 d
+  local name=$1 d inside=()
   d=$(machine_dir "$name")
   mkdir -p "$d"
   rm -f "$d/pid" "$d/ready"
+  [ "$name" = switch ] || inside=(nsenter -t "$(machine_pid switch)" -p --)
   # The lock of the caller must not live on in the machine, nor its terminal.
-  setsid unshare --net --mount --uts --ipc --pid --fork --kill-child --propagation private \
+  setsid "${inside[@]}" unshare --net --mount --uts --ipc --pid --fork --kill-child --propagation private \
     "$MC_DIR/lib/machine-init" "$MC_DIR" "$name" </dev/null >"$d/init.log" 2>&1 {MC_LOCK}>&- &
   disown
   wait_until 10 "machine $name (see $d/init.log)" test -e "$d/ready" || die "$name: did not start: $(tail -n 3 "$d/init.log")"
@@ -74,6 +76,7 @@ start_switch() {
     net switch ip link add $b type bridge stp_state 0 forward_delay 0
     net switch ip link set $b up
   done
+  service switch start bmc {MC_LOCK}>&-
 }
 
 address_of() {
