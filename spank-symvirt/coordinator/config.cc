@@ -8,143 +8,11 @@
 #include <set>
 #include <sstream>
 
-// Header-only, because Debian builds the shared library with exceptions.
-#define TOML_HEADER_ONLY 1
-#define TOML_EXCEPTIONS 0
-#include <toml++/toml.h>
+#include "common/toml_reader.h"
+
 
 namespace symvirt {
 namespace {
-
-Error at(const std::string& path, const toml::source_region& where, const std::string& what) {
-  return Error{Code::kInvalidArgument,
-               fmt::format("{}:{}:{}: {}", path, where.begin.line, where.begin.column, what)};
-}
-
-// Reads one table and remembers which keys were asked for, so that a misspelt key is an error and
-// not a default.
-class TableReader {
- public:
-  TableReader(const toml::table& table, std::string path, std::string name)
-      : table_(table), path_(std::move(path)), name_(std::move(name)) {}
-
-  template <typename T>
-  void get(const char* key, T& value) {
-    const toml::node* node = look(key);
-    if (node == nullptr) return;
-    if constexpr (std::is_same_v<T, bool>) {
-      if (auto v = node->value_exact<bool>()) return void(value = *v);
-    } else if constexpr (std::is_integral_v<T>) {
-      auto v = node->value_exact<std::int64_t>();
-      if (v && *v >= 0 && std::in_range<T>(*v)) return void(value = static_cast<T>(*v));
-      return fail(*node, fmt::format("{}: a whole number, not negative, is wanted", key));
-    } else {
-      if (auto v = node->value_exact<std::string>()) return void(value = *v);
-    }
-    fail(*node, fmt::format("{}: wrong type", key));
-  }
-
-  void get(const char* key, std::vector<std::string>& list) {
-    const toml::node* node = look(key);
-    if (node == nullptr) return;
-    list.clear();
-    const toml::array* array = node->as_array();
-    if (array == nullptr) return fail(*node, fmt::format("{}: a list of strings is wanted", key));
-    for (const toml::node& item : *array) {
-      auto v = item.value_exact<std::string>();
-      if (!v) return fail(item, fmt::format("{}: a list of strings is wanted", key));
-      list.push_back(*v);
-    }
-  }
-
-  void get(const char* key, std::vector<std::uint32_t>& list) {
-    const toml::node* node = look(key);
-    if (node == nullptr) return;
-    list.clear();
-    const toml::array* array = node->as_array();
-    if (array == nullptr) return fail(*node, fmt::format("{}: a list of numbers is wanted", key));
-    for (const toml::node& item : *array) {
-      auto v = item.value_exact<std::int64_t>();
-      if (!v || !std::in_range<std::uint32_t>(*v))
-        return fail(item, fmt::format("{}: a list of numbers is wanted", key));
-      list.push_back(static_cast<std::uint32_t>(*v));
-    }
-  }
-
-  // Seconds in the file, milliseconds in the program.
-  void get_seconds(const char* key, std::int64_t& ms) {
-    std::int64_t seconds = ms / 1000;
-    get(key, seconds);
-    ms = seconds * 1000;
-  }
-
-  void require(const char* key, std::string& value) {
-    get(key, value);
-    if (value.empty() && !error_) fail(table_, fmt::format("{}: key '{}' is missing", name_, key));
-  }
-
-  const toml::table* sub_table(const char* key) {
-    const toml::node* node = look(key);
-    if (node == nullptr) return nullptr;
-    if (!node->is_table()) fail(*node, fmt::format("{}: a table is wanted", key));
-    return node->as_table();
-  }
-
-  std::vector<const toml::table*> sub_tables(const char* key) {
-    std::vector<const toml::table*> tables;
-    const toml::node* node = look(key);
-    if (node == nullptr) return tables;
-    const toml::array* array = node->as_array();
-    if (array == nullptr) {
-      fail(*node, fmt::format("{}: [[{}]] is wanted", key, key));
-      return tables;
-    }
-    for (const toml::node& item : *array) {
-      if (!item.is_table())
-        fail(item, fmt::format("{}: [[{}]] is wanted", key, key));
-      else
-        tables.push_back(item.as_table());
-    }
-    return tables;
-  }
-
-  void fail(const toml::node& node, const std::string& what) {
-    if (!error_) error_ = at(path_, node.source(), what);
-  }
-  void take(Status status) {
-    if (!status && !error_) error_ = status.error();
-  }
-
-  Status finish() {
-    if (error_) return *error_;
-    for (const auto& [key, node] : table_) {
-      if (asked_.count(std::string(key.str())) == 0) {
-        return at(path_, key.source(), fmt::format("unknown key '{}' in {}", key.str(), name_));
-      }
-    }
-    return {};
-  }
-
- private:
-  const toml::node* look(const char* key) {
-    asked_.insert(key);
-    return error_ ? nullptr : table_.get(key);
-  }
-
-  const toml::table& table_;
-  std::string path_;
-  std::string name_;
-  std::set<std::string> asked_;
-  std::optional<Error> error_;
-};
-
-Result<std::string> read_file(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) return Error{Code::kNotFound, path + ": cannot be read"};
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 Status read_slot(const toml::table& table, const std::string& path, SlotConfig& slot) {
   TableReader r(table, path, "[[class.device]]");
@@ -191,7 +59,7 @@ Status read_class(const toml::table& table, const std::string& path, ClassConfig
   else
     r.fail(table, fmt::format("nodes: {}", expanded.error().message));
   if (Status status = r.finish(); !status) return status;
-  auto xml = read_file(c.domain_template);
+  auto xml = read_text_file(c.domain_template);
   if (!xml) return xml.error().with(fmt::format("{}: class {}: domain_template", path, c.name));
   c.domain_xml = *xml;
   return {};
@@ -266,7 +134,7 @@ Status check_unique(const Config& c, const std::string& path) {
 
 Result<Config> parse_config(const std::string& text, const std::string& path) {
   toml::parse_result parsed = toml::parse(text, path);
-  if (!parsed) return at(path, parsed.error().source(), std::string(parsed.error().description()));
+  if (!parsed) return toml_error(path, parsed.error().source(), std::string(parsed.error().description()));
   Config c;
   TableReader top(parsed.table(), path, "the file");
   if (const toml::table* t = top.sub_table("control")) top.take(read_control(*t, path, c));
@@ -280,7 +148,7 @@ Result<Config> parse_config(const std::string& text, const std::string& path) {
 }
 
 Result<Config> load_config(const std::string& path) {
-  auto text = read_file(path);
+  auto text = read_text_file(path);
   if (!text) return text.error();
   return parse_config(*text, path);
 }
