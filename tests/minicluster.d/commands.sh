@@ -49,8 +49,8 @@ configure() {
 
 # The build is installed as packages would, below a folder that every machine sees as /opt/symvirt.
 install_build() {
-  if [ ! -e "$1/cmake_install.cmake" ]; then
-    step "no build in $1: a plain Slurm cluster comes up"
+  if [ "$1" = none ] || [ ! -e "$1/cmake_install.cmake" ]; then
+    step "no build ($1): a plain Slurm cluster comes up"
     return 0
   fi
   cmake --install "$1" --prefix "$MC_DIR/opt" >"$MC_DIR/install.log" 2>&1 || die "cmake --install $1: $(tail -n 3 "$MC_DIR/install.log")"
