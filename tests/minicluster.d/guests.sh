@@ -16,9 +16,11 @@ probe_domain_type() {
 
 # guest_ssh VM CMD...: as root, over the management network, from the control node.
 guest_ssh() {
-  local vm=$1 quoted
+  local vm=$1 quoted rc=0
   shift
   printf -v quoted '%q ' "$@"
   in_machine ctl ssh -q -i "$MC_DIR/id" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=10 \
-    -o BatchMode=yes "root@$vm" -- "$quoted"
+    -o BatchMode=yes "root@$vm" -- "$quoted" || rc=$?
+  [ $rc -ne 255 ] || echo "minicluster: $vm: not reached by ssh (does the VM run? tests/minicluster status), or the command ended with 255" >&2
+  return $rc
 }
