@@ -1,0 +1,132 @@
+#include "node-helper/guest/holders.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <climits>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "common/log.h"
+#include "node-helper/guest/sockets.h"
+
+namespace symvirt::guest {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What holds the device, by the inode of its socket.
+using Uses = std::multimap<std::uint32_t, std::string>;
+
+void add_inet(Uses& uses, const Devices::Reach& reach,
+              const Result<std::vector<InetSocket>>& sockets) {
+  if (!sockets) return log_warning(sockets.error().message);
+  for (const InetSocket& s : *sockets) {
+    // Inode 0: closed by its process already, only finishing.
+    if (s.inode != 0 && reach.covers(s.local, s.interface)) uses.emplace(s.inode, describe(s));
+  }
+}
+
+void add_packet(Uses& uses, const Devices::Reach& reach) {
+  const auto sockets = list_packet();
+  if (!sockets) return log_warning(sockets.error().message);
+  for (const PacketSocket& s : *sockets) {
+    if (s.interface != 0 && reach.covers({}, s.interface))
+      uses.emplace(s.inode, "packet socket (AF_PACKET)");
+  }
+}
+
+std::uint32_t socket_inode(const fs::path& link) {
+  char text[64];
+  const ssize_t n = ::readlink(link.c_str(), text, sizeof text);
+  constexpr std::string_view kPrefix = "socket:[";
+  const std::string_view target(text, n > 0 ? static_cast<std::size_t>(n) : 0);
+  if (!target.starts_with(kPrefix)) return 0;
+  std::uint32_t inode = 0;
+  std::from_chars(target.data() + kPrefix.size(), target.data() + target.size(), inode);
+  return inode;
+}
+
+std::string first_line(const fs::path& path) {
+  std::string line;
+  std::getline(std::ifstream(path), line);
+  return line;
+}
+
+std::string in_words(const std::vector<std::string>& whats) {
+  if (whats.size() == 1) return whats[0];
+  return fmt::format("{} and {} more", whats[0], whats.size() - 1);
+}
+
+// Network mounts that name one of our addresses as theirs (NFS writes clientaddr=), to give a
+// socket without process a name.
+std::string mount_over(const Devices::Reach& reach, const fs::path& proc) {
+  std::ifstream mounts(proc / "self/mounts");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream words(line);
+    std::string source, target, type, options;
+    words >> source >> target >> type >> options;
+    const std::size_t at = options.find("clientaddr=");
+    if (at == std::string::npos) continue;
+    const std::string text = options.substr(at + 11, options.find(',', at) - at - 11);
+    const auto address = parse_address(text);
+    if (address && reach.covers(*address, 0)) return fmt::format("{} mount {}", type, target);
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
+                                         const std::set<std::int32_t>& members,
+                                         const std::string& proc) {
+  const auto tcp = list_tcp();
+  if (!tcp) return tcp.error();
+  Uses uses;
+  add_inet(uses, reach, tcp);
+  add_inet(uses, reach, list_udp());
+  add_inet(uses, reach, list_raw());
+  add_packet(uses, reach);
+  std::vector<Holder> holders;
+  if (uses.empty()) return holders;
+  std::set<std::uint32_t> explained;
+  std::error_code ignored;
+  for (fs::directory_iterator it(proc, ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    const std::string name = it->path().filename();
+    std::int32_t pid = 0;
+    const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
+    if (error != std::errc() || rest != name.data() + name.size() || pid == ::getpid()) continue;
+    std::vector<std::string> whats;
+    std::error_code gone;  // processes end while we look
+    for (fs::directory_iterator fd(it->path() / "fd", gone), last; !gone && fd != last;
+         fd.increment(gone)) {
+      const std::uint32_t inode = socket_inode(fd->path());
+      const auto [from, to] = uses.equal_range(inode);
+      for (auto use = from; inode != 0 && use != to; ++use) whats.push_back(use->second);
+      if (from != to) explained.insert(inode);
+    }
+    if (whats.empty()) continue;
+    holders.push_back(
+        {pid, first_line(it->path() / "comm"), in_words(whats), members.contains(pid)});
+  }
+  std::vector<std::string> unexplained;
+  for (const auto& [inode, what] : uses) {
+    if (!explained.contains(inode)) unexplained.push_back(what);
+  }
+  if (!unexplained.empty()) {
+    const std::string mount = mount_over(reach, proc);
+    holders.push_back({0, mount.empty() ? "kernel" : mount, in_words(unexplained), false});
+  }
+  return holders;
+}
+
+Json to_json(const Holder& holder) {
+  return {
+      {"pid", holder.pid}, {"name", holder.name}, {"what", holder.what}, {"member", holder.member}};
+}
+
+}  // namespace symvirt::guest
