@@ -10,7 +10,6 @@
 
 #include "common/toml_reader.h"
 
-
 namespace symvirt {
 namespace {
 
@@ -134,7 +133,8 @@ Status check_unique(const Config& c, const std::string& path) {
 
 Result<Config> parse_config(const std::string& text, const std::string& path) {
   toml::parse_result parsed = toml::parse(text, path);
-  if (!parsed) return toml_error(path, parsed.error().source(), std::string(parsed.error().description()));
+  if (!parsed)
+    return toml_error(path, parsed.error().source(), std::string(parsed.error().description()));
   Config c;
   TableReader top(parsed.table(), path, "the file");
   if (const toml::table* t = top.sub_table("control")) top.take(read_control(*t, path, c));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,9 @@ struct JobInfo {
   JobState state = JobState::kPending;
   std::string partition;
   std::string name;
+  std::string comment;
   std::string admin_comment;
+  std::uint32_t time_limit_min = 0;  // 0: none
   std::vector<std::string> nodes;
 };
 
@@ -60,17 +63,26 @@ struct LauncherSpec {
 class SlurmApi {
  public:
   virtual ~SlurmApi() = default;
+  // Cheap when nothing changed: slurmctld then answers so, and the last list is given again.
   virtual Result<std::vector<NodeInfo>> poll_nodes(Deadline) = 0;
   virtual Result<std::vector<JobInfo>> poll_jobs(Deadline) = 0;
+  // Returns the live launcher job of that tag where there is one: repeating a submission makes no
+  // second job.
   virtual Result<std::uint32_t> submit_launcher(const LauncherSpec& spec, Deadline) = 0;
   virtual Status cancel_launchers(const std::string& tag_prefix, Deadline) = 0;
   virtual Status cancel_job(std::uint32_t job, Deadline) = 0;
+  // Reasons of other people stay: the state changes, the reason does not.
   virtual Status set_node_down(const std::string& node, const std::string& reason, Deadline) = 0;
   virtual Status set_node_drain(const std::string& node, const std::string& reason, Deadline) = 0;
+  // Only a node whose reason begins with "symvirt:"; kPrecondition otherwise.
   virtual Status resume_node(const std::string& node, Deadline) = 0;
   virtual Status power_down(const std::string& node, Deadline) = 0;
+  // Adds the line to what stands there.
   virtual Status set_admin_comment(std::uint32_t job, const std::string& line, Deadline) = 0;
   virtual Status extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) = 0;
 };
+
+// libslurm's. Reads slurm.conf as every Slurm command does.
+std::unique_ptr<SlurmApi> make_libslurm_api();
 
 }  // namespace symvirt

@@ -15,7 +15,8 @@ bool contains(const std::vector<std::string>& list, const std::string& item) {
 }
 
 const NodeInfo* find_node(const View& view, const std::string& name) {
-  auto it = std::find_if(view.nodes->begin(), view.nodes->end(), [&](const NodeInfo& n) { return n.name == name; });
+  auto it = std::find_if(view.nodes->begin(), view.nodes->end(),
+                         [&](const NodeInfo& n) { return n.name == name; });
   return it == view.nodes->end() ? nullptr : &*it;
 }
 
@@ -39,14 +40,16 @@ const Transaction* live_with(const View& view, const std::string& vm) {
 std::vector<const JobInfo*> jobs_on(const View& view, const std::string& vm) {
   std::vector<const JobInfo*> list;
   for (const JobInfo& job : *view.jobs) {
-    const bool there = job.state == JobState::kRunning || job.state == JobState::kSuspended || job.state == JobState::kCompleting ||
-                       job.state == JobState::kConfiguring;
+    const bool there = job.state == JobState::kRunning || job.state == JobState::kSuspended ||
+                       job.state == JobState::kCompleting || job.state == JobState::kConfiguring;
     if (there && contains(job.nodes, vm)) list.push_back(&job);
   }
   return list;
 }
 
-bool opted_out(const JobInfo& job) { return job.admin_comment.find("ft=none") != std::string::npos; }
+bool opted_out(const JobInfo& job) {
+  return job.admin_comment.find("ft=none") != std::string::npos;
+}
 
 // "quiesce_timeout=20" in the line that job_submit.lua left; 0: the site's.
 std::int64_t wanted_quiesce_ms(const JobInfo& job) {
@@ -65,7 +68,9 @@ const Transaction* tried_lately(const View& view, const std::string& vm) {
     const Transaction& tx = it->second;
     if (tx.kind != TxKind::kEvacuate || tx.find(vm) == nullptr) continue;
     const bool moved = tx.outcome == Outcome::kDone;
-    return tx.ended() && !moved && view.now_ns - tx.ended_ns < view.config->retry_s * kSecond ? &tx : nullptr;
+    return tx.ended() && !moved && view.now_ns - tx.ended_ns < view.config->retry_s * kSecond
+               ? &tx
+               : nullptr;
   }
   return nullptr;
 }
@@ -91,20 +96,28 @@ VmPart part_of(const View& view, const std::string& name, bool moves) {
   return vm;
 }
 
-void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out, std::set<std::string>& handled) {
+void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out,
+                       std::set<std::string>& handled) {
   std::set<std::string> moving;
   for (const auto& [name, record] : *view.vms) {
-    if (record.host != host.name || handled.count(name) > 0 || live_with(view, name) != nullptr) continue;
+    if (record.host != host.name || handled.count(name) > 0 || live_with(view, name) != nullptr)
+      continue;
     const std::vector<const JobInfo*> jobs = jobs_on(view, name);
     const NodeInfo* node = find_node(view, name);
     if (jobs.empty()) {
-      if (node != nullptr && node->idle && !node->powering_down && !node->powered_down && !node->powering_up) {
-        out.list.push_back({Decision::Kind::kPowerDown, {}, 0, name, "symvirt: host " + host.name + " is drained"});
+      if (node != nullptr && node->idle && !node->powering_down && !node->powered_down &&
+          !node->powering_up) {
+        out.list.push_back({Decision::Kind::kPowerDown,
+                            {},
+                            0,
+                            name,
+                            "symvirt: host " + host.name + " is drained"});
       }
       continue;
     }
     if (const Transaction* tx = tried_lately(view, name)) {
-      out.notes[name] = fmt::format("not moved by transaction {}: {}; tried again every {} s", tx->id, why_left(*tx), view.config->retry_s);
+      out.notes[name] = fmt::format("not moved by transaction {}: {}; tried again every {} s",
+                                    tx->id, why_left(*tx), view.config->retry_s);
       continue;
     }
     // One VM that must stay does not keep the others: each is looked at with its own job first.
@@ -115,7 +128,8 @@ void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out, s
     moving.insert(name);
   }
   if (moving.empty()) return;
-  auto tx = plan_evacuation(view, moving, kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason));
+  auto tx = plan_evacuation(
+      view, moving, kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason));
   if (!tx) {
     for (const std::string& vm : moving) out.notes[vm] = tx.error().message;
     return;
@@ -127,10 +141,16 @@ void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out, s
 // Waiting for a host costs nothing and can be given up: the drain was undone, or the job is over.
 void cancel_needless(const View& view, Decisions& out) {
   for (const auto& [id, tx] : *view.transactions) {
-    if (tx.ended() || tx.cancel_requested || tx.kind != TxKind::kEvacuate || tx.phase != Phase::kAcquire) continue;
+    if (tx.ended() || tx.cancel_requested || tx.kind != TxKind::kEvacuate ||
+        tx.phase != Phase::kAcquire)
+      continue;
     const bool by_drain = tx.cause.rfind(kDrainCause, 0) == 0;
-    const bool needed = !by_drain || std::any_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return v.moving && leaving(view, v.from); });
-    const bool jobs_gone = std::all_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return jobs_on(view, v.vm).empty(); });
+    const bool needed =
+        !by_drain || std::any_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) {
+          return v.moving && leaving(view, v.from);
+        });
+    const bool jobs_gone = std::all_of(
+        tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return jobs_on(view, v.vm).empty(); });
     if (!needed || (by_drain && jobs_gone)) {
       Decision d{Decision::Kind::kCancel};
       d.id = id;
@@ -183,10 +203,13 @@ void keep_capacity(const View& view, Decisions& out) {
       }
       if (node->down && !up(view, vm)) continue;
       ++promised;
-      if (jobs_on(view, vm).empty() && !up(view, vm) && live_with(view, vm) == nullptr && !node->allocated) spare_nodes.push_back(node);
+      if (jobs_on(view, vm).empty() && !up(view, vm) && live_with(view, vm) == nullptr &&
+          !node->allocated)
+        spare_nodes.push_back(node);
     }
     while (promised > supply && !spare_nodes.empty()) {
-      out.list.push_back({Decision::Kind::kDrainNode, {}, 0, spare_nodes.back()->name, kNoHostReason});
+      out.list.push_back(
+          {Decision::Kind::kDrainNode, {}, 0, spare_nodes.back()->name, kNoHostReason});
       spare_nodes.pop_back();
       --promised;
     }
@@ -203,17 +226,21 @@ void find_lost(const View& view, Decisions& out) {
   for (const auto& [name, record] : *view.vms) {
     if (!record.up() || live_with(view, name) != nullptr) continue;
     auto seen = view.hosts->find(record.host);
-    if (seen == view.hosts->end() || !seen->second.answered || seen->second.vms.count(name) > 0) continue;
+    if (seen == view.hosts->end() || !seen->second.answered || seen->second.vms.count(name) > 0)
+      continue;
     Decision d{Decision::Kind::kVmLost};
     d.node = name;
-    d.reason = fmt::format("symvirt: the VM ended on {} without being asked to; see its console log there", record.host);
+    d.reason =
+        fmt::format("symvirt: the VM ended on {} without being asked to; see its console log there",
+                    record.host);
     out.list.push_back(d);
   }
 }
 
 }  // namespace
 
-Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving, const std::string& cause) {
+Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving,
+                                    const std::string& cause) {
   std::set<std::string> set = moving;
   std::set<std::uint32_t> jobs;
   std::int64_t quiesce_ms = 0;
@@ -223,12 +250,18 @@ Result<Transaction> plan_evacuation(const View& view, const std::set<std::string
     for (const std::string& vm : std::set<std::string>(set)) {
       for (const JobInfo* job : jobs_on(view, vm)) {
         if (!jobs.insert(job->id).second) continue;
-        if (job->state == JobState::kCompleting) return Error{Code::kPrecondition, fmt::format("job {} is completing", job->id)};
-        if (job->state == JobState::kConfiguring) return Error{Code::kPrecondition, fmt::format("job {} is starting", job->id)};
+        if (job->state == JobState::kCompleting)
+          return Error{Code::kPrecondition, fmt::format("job {} is completing", job->id)};
+        if (job->state == JobState::kConfiguring)
+          return Error{Code::kPrecondition, fmt::format("job {} is starting", job->id)};
         if (job->state == JobState::kSuspended) {
-          return Error{Code::kPrecondition, fmt::format("job {} is suspended: resume it (scontrol resume {})", job->id, job->id)};
+          return Error{
+              Code::kPrecondition,
+              fmt::format("job {} is suspended: resume it (scontrol resume {})", job->id, job->id)};
         }
-        if (opted_out(*job)) return Error{Code::kPrecondition, fmt::format("job {} was submitted with --symvirt-ft=none", job->id)};
+        if (opted_out(*job))
+          return Error{Code::kPrecondition,
+                       fmt::format("job {} was submitted with --symvirt-ft=none", job->id)};
         quiesce_ms = std::max(quiesce_ms, wanted_quiesce_ms(*job));
         for (const std::string& node : job->nodes) {
           if (set.insert(node).second) grown = true;
@@ -243,17 +276,21 @@ Result<Transaction> plan_evacuation(const View& view, const std::set<std::string
   if (quiesce_ms > 0) tx.policy.quiesce_ms = quiesce_ms;
   std::int64_t largest_mib = 0;
   for (const std::string& name : set) {
-    if (!up(view, name)) return Error{Code::kPrecondition, fmt::format("{} is not a running VM of ours", name)};
+    if (!up(view, name))
+      return Error{Code::kPrecondition, fmt::format("{} is not a running VM of ours", name)};
     if (const Transaction* other = live_with(view, name)) {
-      return Error{Code::kPrecondition, fmt::format("{} is in transaction {} ({})", name, other->id, name_of(other->phase))};
+      return Error{Code::kPrecondition, fmt::format("{} is in transaction {} ({})", name, other->id,
+                                                    name_of(other->phase))};
     }
     const bool moves = moving.count(name) > 0 || leaving(view, view.vms->at(name).host);
     tx.vms.push_back(part_of(view, name, moves));
-    if (const ClassConfig* c = view.config->class_of_vm(name)) largest_mib = std::max(largest_mib, c->memory_mib);
+    if (const ClassConfig* c = view.config->class_of_vm(name))
+      largest_mib = std::max(largest_mib, c->memory_mib);
   }
   // Twice the time that the memory takes at the slowest rate we wait for, all VMs sharing one wire.
   const std::int64_t bytes = (largest_mib << 20) * static_cast<std::int64_t>(set.size());
-  tx.policy.migrate_ms = std::max<std::int64_t>(60'000, 2'000 * (bytes / view.config->migrate_floor_bytes_s));
+  tx.policy.migrate_ms =
+      std::max<std::int64_t>(60'000, 2'000 * (bytes / view.config->migrate_floor_bytes_s));
   return tx;
 }
 

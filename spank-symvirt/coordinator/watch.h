@@ -1,8 +1,10 @@
-// What should happen next, from what Slurm and the hosts show: a pure function of one look at the world. The daemon looks every
-// poll_ms, decides, and carries the decisions out; nothing is remembered between two looks but the transactions themselves.
+// What should happen next, from what Slurm and the hosts show: a pure function of one look at the
+// world. The daemon looks every poll_ms, decides, and carries the decisions out; nothing is
+// remembered between two looks but the transactions themselves.
 //
-// What a drain does to each VM on the host (docs/design.md): running a job: evacuated with all VMs of that job's closure; idle:
-// powered down; booting or completing: looked at again later; job with ft=none: left, and the reason shown.
+// What a drain does to each VM on the host (docs/design.md): running a job: evacuated with all VMs
+// of that job's closure; idle: powered down; booting or completing: looked at again later; job with
+// ft=none: left, and the reason shown.
 #pragma once
 
 #include <map>
@@ -27,18 +29,19 @@ struct View {
   const std::vector<JobInfo>* jobs = nullptr;
   const std::map<std::string, VmRecord>* vms = nullptr;
   const std::map<std::int64_t, Transaction>* transactions = nullptr;
-  const std::map<std::string, HostSeen>* hosts = nullptr;  // what each host said last; may be incomplete
+  const std::map<std::string, HostSeen>* hosts =
+      nullptr;  // what each host said last; may be incomplete
   std::int64_t now_ns = 0;
 };
 
 struct Decision {
   enum class Kind {
-    kBegin,        // tx
-    kCancel,       // id
-    kPowerDown,    // node
-    kDrainNode,    // node, reason
-    kResumeNode,   // node
-    kVmLost,       // node, reason
+    kBegin,       // tx
+    kCancel,      // id
+    kPowerDown,   // node
+    kDrainNode,   // node, reason
+    kResumeNode,  // node
+    kVmLost,      // node, reason
   };
   Kind kind;
   Transaction tx = {};
@@ -55,9 +58,10 @@ struct Decisions {
 
 Decisions decide(const View& view);
 
-// The transaction that moves `vms` (all of them up) and lets the others of their jobs rest. kPrecondition, with the reason, when
-// one of the closure is busy, completing, or not to be moved.
-Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving, const std::string& cause);
+// The transaction that moves `vms` (all of them up) and lets the others of their jobs rest.
+// kPrecondition, with the reason, when one of the closure is busy, completing, or not to be moved.
+Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving,
+                                    const std::string& cause);
 
 inline constexpr const char* kNoHostReason = "symvirt: no host";
 inline constexpr const char* kDrainCause = "drain of ";
