@@ -179,7 +179,15 @@ host_is_usable() { in_machine ctl sinfo -h -n "$1" -o %T | grep -qE '^(idle|mixe
 
 cmd_logs() { echo "$MC_DIR/machines"; }
 
+# vms_of HOST: names of the domains that run there (an arriving one is paused, and is not counted).
+vms_of() { in_machine "$1" timeout 5 virsh -q list --state-running --name 2>/dev/null | xargs; }
+
 cmd_status() {
+  case ${1:-} in
+    '') ;;
+    --json) status_json; return ;;
+    *) die "status: $1: not an option; tests/minicluster --help" ;;
+  esac
   local m s
   for m in "${MC_MACHINES[@]}"; do
     if ! machine_pid "$m" >/dev/null; then
@@ -191,11 +199,35 @@ cmd_status() {
       present "$s" || continue
       printf ' %s:%s' "$s" "$(service "$m" status "$s" || true)"
     done
-    [[ $m != hv* ]] || printf '  VMs: %s' "$(in_machine "$m" timeout 5 virsh -q list --name 2>/dev/null | xargs)"
+    [[ $m != hv* ]] || printf '  VMs: %s' "$(vms_of "$m")"
     printf '\n'
   done
   machine_pid ctl >/dev/null || return 1
   in_machine ctl timeout 10 sinfo -N -o '%.8N %.8P %.12T %.20E'
+}
+
+# One object: {machines: [{name, on, services, vms}], nodes: [{name, partition, state, reason}]}
+status_json() {
+  local m s
+  {
+    for m in "${MC_MACHINES[@]}"; do
+      if ! machine_pid "$m" >/dev/null; then
+        echo "machine $m off"
+        continue
+      fi
+      echo "machine $m on"
+      for s in $(services_of "$m"); do
+        ! present "$s" || echo "service $m $s $(service "$m" status "$s" || true)"
+      done
+      [[ $m != hv* ]] || for s in $(vms_of "$m"); do echo "vm $m $s"; done
+    done
+    ! machine_pid ctl >/dev/null || in_machine ctl timeout 10 sinfo -h -N -o 'node %N %R %T %E'
+  } | jq -R -n '
+    reduce (inputs | split(" ")) as $l ({schema_version: 1, machines: [], nodes: []};
+      if $l[0] == "machine" then .machines += [{name: $l[1], on: ($l[2] == "on"), services: {}, vms: []}]
+      elif $l[0] == "service" then .machines[-1].services[$l[2]] = $l[3]
+      elif $l[0] == "vm" then .machines[-1].vms += [$l[2]]
+      else .nodes += [{name: $l[1], partition: $l[2], state: $l[3], reason: ($l[4:] | join(" "))}] end)'
 }
 
 cmd_down() {
