@@ -1,0 +1,348 @@
+#include "node-helper/host/node.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "common/log.h"
+#include "node-helper/host/params.h"
+
+namespace symvirt::host {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+
+namespace {
+
+constexpr milliseconds kLookWithin{5'000};
+
+std::int64_t meminfo(const char* field) {
+  std::ifstream file("/proc/meminfo");
+  std::string name, unit;
+  std::int64_t kib = 0;
+  while (file >> name >> kib) {
+    std::getline(file, unit);
+    if (name == std::string(field) + ":") return kib << 10;
+  }
+  return 0;
+}
+
+}  // namespace
+
+const std::map<std::string, Node::Method>& Node::methods() {
+  static const std::map<std::string, Method> table = {
+      {"host.info", {&Node::host_info, false}},
+      {"vm.info", {&Node::vm_info, false}},
+      {"lease.wait", {&Node::lease_wait, false}},
+      {"lease.open", {&Node::lease_open, false}},
+      // guestd knows operations by their ids itself.
+      {"guest.call", {&Node::guest_call, false}},
+      {"device.reserve", {&Node::device_reserve, true}},
+      {"device.release", {&Node::device_release, true}},
+      {"device.detach", {&Node::device_detach, true}},
+      {"device.attach", {&Node::device_attach, true}},
+      {"vm.start", {&Node::vm_start, true}},
+      {"vm.stop", {&Node::vm_stop, true}},
+      {"vm.suspend", {&Node::vm_suspend, true}},
+      {"vm.resume", {&Node::vm_resume, true}},
+      {"vm.migrate", {&Node::vm_migrate, true}},
+      {"vm.migrate_abort", {&Node::vm_migrate_abort, true}},
+  };
+  return table;
+}
+
+Node::Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
+           std::function<std::int64_t()> available_memory)
+    : config_(config),
+      hypervisor_(hypervisor),
+      store_(store),
+      available_memory_(std::move(available_memory)),
+      guests_(hypervisor) {
+  if (!available_memory_) available_memory_ = [] { return meminfo("MemAvailable"); };
+  HypervisorEvents events;
+  events.device_removed = [this](const std::string& vm, const std::string& alias) {
+    std::lock_guard lock(mutex_);
+    removed_.insert({vm, alias});
+    changed_.notify_all();
+  };
+  events.removal_failed = [this](const std::string& vm, const std::string& alias) {
+    std::lock_guard lock(mutex_);
+    removal_failed_.insert({vm, alias});
+    changed_.notify_all();
+  };
+  events.changed = [this](const std::string& vm) {
+    std::lock_guard lock(mutex_);
+    ++changes_;
+    if (vm.empty()) jobs_.push_back([this] { guests_.reopen_all(); });
+    changed_.notify_all();
+  };
+  events.ended = [this](const std::string& vm, VmEnd end) {
+    std::lock_guard lock(mutex_);
+    ++changes_;
+    ends_[vm] = end;
+    jobs_.push_back([this, vm, end] { on_ended(vm, end); });
+    changed_.notify_all();
+  };
+  hypervisor_.subscribe(std::move(events));
+  worker_ = std::thread([this] { work(); });
+}
+
+Node::~Node() {
+  stop();
+  worker_.join();
+}
+
+void Node::stop() {
+  std::lock_guard lock(mutex_);
+  stopping_ = true;
+  changed_.notify_all();
+}
+
+void Node::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+    if (stopping_) return;
+    auto job = std::move(jobs_.front());
+    jobs_.pop_front();
+    lock.unlock();
+    job();
+    lock.lock();
+  }
+}
+
+void Node::on_ended(const std::string& vm, VmEnd end) {
+  guests_.vm_left(vm);
+  const char* how = end == VmEnd::kMigrated ? "moved" : end == VmEnd::kSaved ? "was saved" : "ended";
+  log_info(fmt::format("{}: {}", vm, how));
+  // The event of the end of a domain that only began to arrive is one of these, too; it has no overlays here.
+  Status s = store_.update([&](NodeState& state) -> Status {
+    auto it = state.vms.find(vm);
+    if (it == state.vms.end()) return {};
+    if (end == VmEnd::kMigrated) it->second.overlays.clear();
+    it->second.ended_here = end == VmEnd::kStopped && !it->second.overlays.empty();
+    return {};
+  });
+  if (!s) log_error(fmt::format("{}: {}", vm, s.error().message));
+}
+
+void Node::add_methods(RpcServer& server) {
+  auto allowed = [uids = config_.allowed_uids](uid_t uid) {
+    return std::find(uids.begin(), uids.end(), uid) != uids.end();
+  };
+  for (const auto& [name, method] : methods())
+    server.add(name, {allowed, [this](const RpcRequest& r) { return handle(r); }});
+}
+
+Status Node::check_generation(const json& params) {
+  if (!params.contains("gen")) return {};
+  Params p(params);
+  const std::int64_t gen = p.number("gen", 0, INT64_MAX);
+  if (Status s = p.status(); !s) return s;
+  return store_.update([&](NodeState& state) -> Status {
+    if (gen < state.generation) {
+      return Error{Code::kPrecondition,
+                   fmt::format("generation {} is old: a symvirtd of generation {} has been here; "
+                               "two of them must not run",
+                               gen, state.generation)};
+    }
+    state.generation = gen;
+    return {};
+  });
+}
+
+Result<json> Node::handle(const RpcRequest& request) {
+  auto found = methods().find(request.method);
+  if (found == methods().end())
+    return Error{Code::kInvalidArgument, "unknown method " + request.method};
+  const Method& method = found->second;
+  if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
+  if (Status s = check_generation(request.params); !s) return s.error();
+  auto progress = [&request](const json& news) {
+    if (request.progress) request.progress(news);
+  };
+  auto work = [&](const OperationLog::Progress& tell) { return (this->*method.handler)(request, tell); };
+  if (!method.changes) return work(progress);
+  Params p(request.params);
+  const std::string op = p.text_or("op", "");
+  const std::string vm = p.name("vm");
+  if (Status s = p.status(); !s) return s.error();
+  const auto begun = std::chrono::steady_clock::now();
+  Result<json> result = operations_.run(op, request.deadline, progress, work);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  if (result)
+    log_info(fmt::format("{} {}: done in {:.2f} s ({})", request.method, vm, seconds, op));
+  else
+    log_warning(fmt::format("{} {}: {}: {} after {:.2f} s ({})", request.method, vm,
+                            code_name(result.error().code), result.error().message, seconds, op));
+  return result;
+}
+
+std::shared_ptr<std::timed_mutex> Node::vm_lock(const std::string& vm) {
+  std::lock_guard lock(mutex_);
+  auto& slot = locks_[vm];
+  if (!slot) slot = std::make_shared<std::timed_mutex>();
+  return slot;
+}
+
+bool Node::is_ours(const VmLook& look, const VmRecord& record) const {
+  return look.domain.has_guest_port || !look.domain.parts.empty() || !record.empty();
+}
+
+Result<VmLook> Node::look_here(const std::string& vm, Deadline deadline) {
+  auto look = hypervisor_.look(vm, deadline);
+  if (!look) return look;
+  switch (look->state) {
+    case VmState::kRunning:
+    case VmState::kPaused:
+      return look;
+    case VmState::kIncoming:
+      return Error{Code::kPrecondition, fmt::format("{}: is only arriving at {}", vm, config_.host)};
+    case VmState::kAbsent:
+    case VmState::kShutoff:
+      return Error{Code::kNotFound, fmt::format("{}: does not run on {}", vm, config_.host)};
+  }
+  return look;
+}
+
+json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord& record) const {
+  json devices = json::array();
+  for (const Reservation& r : record.slots) {
+    const bool attached = std::any_of(look.domain.parts.begin(), look.domain.parts.end(),
+                                      [&](const AttachedPart& p) { return p.slot == r.slot; });
+    devices.push_back({{"slot", r.slot}, {"device", r.device}, {"mac", r.mac}, {"attached", attached}});
+  }
+  return {{"vm", vm},
+          {"state", state_name(look.state)},
+          {"uuid", look.domain.uuid},
+          {"guest_connected", guests_.heard_of(vm) || look.domain.guest_port_open},
+          {"migrating", look.migrating},
+          {"lease_job_id", record.lease.job_id},
+          {"devices", devices},
+          {"memory_bytes", look.domain.memory_bytes}};
+}
+
+json Node::devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const {
+  json list = json::array();
+  for (const DeviceConfig& d : config_.devices) {
+    json entry = {{"device", d.name},           {"gres", d.gres},
+                  {"state", "free"},            {"numa_node", d.numa_node},
+                  {"description", d.description}};
+    for (const auto& [vm, record] : state.vms) {
+      for (const Reservation& r : record.slots) {
+        if (r.device != d.name) continue;
+        auto look = looks.find(vm);
+        const bool attached =
+            look != looks.end() &&
+            std::any_of(look->second.domain.parts.begin(), look->second.domain.parts.end(),
+                        [&](const AttachedPart& p) { return p.slot == r.slot; });
+        entry["state"] = attached ? "attached" : "reserved";
+        entry["vm"] = vm;
+      }
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+Result<json> Node::host_info(const RpcRequest& request, const OperationLog::Progress&) {
+  const Deadline soon = request.deadline.earlier(Deadline::after(kLookWithin));
+  const NodeState state = store_.get();
+  auto names = hypervisor_.list(soon);
+  std::map<std::string, VmLook> looks;
+  json vms = json::array();
+  for (const std::string& vm : names ? *names : std::vector<std::string>()) {
+    auto look = hypervisor_.look(vm, soon);
+    if (!look || look->state == VmState::kAbsent) continue;
+    auto found = state.vms.find(vm);
+    const VmRecord record = found == state.vms.end() ? VmRecord() : found->second;
+    if (!is_ours(*look, record)) continue;
+    vms.push_back(vm_to_json(vm, *look, record));
+    looks[vm] = std::move(*look);
+  }
+  json leases = json::array();
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [vm, record] : state.vms) {
+      if (record.lease.job_id == 0) continue;
+      auto live = leases_.find(vm);
+      const bool connected = live != leases_.end() && live->second.connected;
+      // What is left of a launcher that went before its VM came.
+      if (!connected && !looks.contains(vm)) continue;
+      leases.push_back({{"vm", vm}, {"job_id", record.lease.job_id}, {"connected", connected}});
+    }
+  }
+  return json{{"host", config_.host},
+              {"version", SYMVIRT_VERSION},
+              {"generation", state.generation},
+              {"libvirt_ok", names.has_value()},
+              {"memory_free_bytes", available_memory_()},
+              {"memory_total_bytes", meminfo("MemTotal")},
+              {"cpus", sysconf(_SC_NPROCESSORS_ONLN)},
+              {"vms", vms},
+              {"devices", devices_to_json(state, looks)},
+              {"leases", leases}};
+}
+
+Result<json> Node::vm_info(const RpcRequest& request, const OperationLog::Progress&) {
+  Params p(request.params);
+  const std::string vm = p.name("vm");
+  if (Status s = p.status(); !s) return s.error();
+  auto look = hypervisor_.look(vm, request.deadline);
+  if (!look) return look.error();
+  return vm_to_json(vm, *look, store_.vm(vm));
+}
+
+Result<json> Node::guest_call(const RpcRequest& request, const OperationLog::Progress&) {
+  Params p(request.params);
+  const std::string vm = p.name("vm");
+  const std::string method = p.text("method");
+  const json params = p.object_or_empty("params");
+  std::string id = p.text_or("op", "");
+  if (Status s = p.status(); !s) return s.error();
+  if (id.empty()) {
+    id = fmt::format("{}/{}/{}", config_.host, getpid(), next_line_++);
+  }
+  return guests_.call(vm, id, method, params, request.deadline,
+                      [this, &request] { return stopping_ || (request.caller_gone && request.caller_gone()); });
+}
+
+void Node::reconcile() {
+  const Deadline deadline = Deadline::after(milliseconds(10'000));
+  auto names = hypervisor_.list(deadline);
+  if (!names) {
+    log_warning(fmt::format("{}; state is as it was stored", names.error().message));
+    return;
+  }
+  for (const std::string& vm : *names) {
+    auto look = hypervisor_.look(vm, deadline);
+    if (!look || look->domain.parts.empty()) continue;
+    Status s = store_.update([&](NodeState& state) -> Status {
+      std::set<std::string> taken;
+      for (const auto& [name, record] : state.vms) {
+        for (const Reservation& r : record.slots) taken.insert(r.device);
+      }
+      VmRecord& record = state.vms[vm];
+      for (const AttachedPart& part : look->domain.parts) {
+        auto known = std::find_if(record.slots.begin(), record.slots.end(),
+                                  [&](const Reservation& r) { return r.slot == part.slot; });
+        if (known != record.slots.end()) continue;
+        for (const DeviceConfig& d : config_.devices) {
+          if (taken.contains(d.name)) continue;
+          log_warning(fmt::format("{}: has a device in slot {} that was not on record; taken for {}",
+                                  vm, part.slot, d.name));
+          record.slots.push_back({part.slot, d.gres, d.name, part.mac, ""});
+          taken.insert(d.name);
+          break;
+        }
+      }
+      record.overlays = look->domain.overlays;
+      return {};
+    });
+    if (!s) log_error(fmt::format("{}: {}", vm, s.error().message));
+  }
+}
+
+}  // namespace symvirt::host

@@ -1,0 +1,123 @@
+// The host daemon's methods (docs/protocols.md section 1): what runs here, whose it is, and how it
+// comes and goes. Knows libvirt only as a Hypervisor and nothing of Slurm.
+//
+// Threads: handlers run concurrently on the RPC server's threads and may block until their deadline.
+// Operations on one VM come one after the other (vm_lock); reading and aborting do not wait for them.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "node-helper/host/config.h"
+#include "node-helper/host/guest_link.h"
+#include "node-helper/host/hypervisor.h"
+#include "node-helper/host/store.h"
+#include "node-helper/protocol/operation_log.h"
+#include "node-helper/protocol/rpc.h"
+
+namespace symvirt::host {
+
+class Node {
+ public:
+  // `available_memory`: bytes that could be given to a VM now; tests give their own.
+  Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
+       std::function<std::int64_t()> available_memory = {});
+  ~Node();
+
+  // Compares what is stored with what runs; what runs wins. An unreachable libvirtd is no error: it is asked again later.
+  void reconcile();
+  void add_methods(RpcServer& server);
+  void stop();  // handlers that wait end with kUnavailable; VMs are not touched
+
+  Result<nlohmann::json> handle(const RpcRequest& request);  // by request.method
+
+ private:
+  using json = nlohmann::json;
+  using Handler = Result<json> (Node::*)(const RpcRequest&, const OperationLog::Progress&);
+  struct Method {
+    Handler handler;
+    bool changes;  // looks at gen, and is run once for each op
+  };
+  static const std::map<std::string, Method>& methods();
+
+  // node.cc
+  Result<json> host_info(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_info(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> guest_call(const RpcRequest&, const OperationLog::Progress&);
+  // node_devices.cc
+  Result<json> device_reserve(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> device_release(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> device_detach(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> device_attach(const RpcRequest&, const OperationLog::Progress&);
+  // node_vms.cc
+  Result<json> vm_start(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_stop(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_suspend(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_resume(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_migrate(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> vm_migrate_abort(const RpcRequest&, const OperationLog::Progress&);
+  // node_leases.cc
+  Result<json> lease_wait(const RpcRequest&, const OperationLog::Progress&);
+  Result<json> lease_open(const RpcRequest&, const OperationLog::Progress&);
+
+  Status check_generation(const json& params);
+  json vm_to_json(const std::string& vm, const VmLook& look, const VmRecord& record) const;
+  json devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const;
+  bool is_ours(const VmLook& look, const VmRecord& record) const;
+  Result<VmLook> look_here(const std::string& vm, Deadline deadline);  // running or paused, or an error
+  std::shared_ptr<std::timed_mutex> vm_lock(const std::string& vm);
+
+  // What reserve does to a record.
+  Status assign(NodeState& state, const std::string& vm, const json& slots, bool replace,
+                const std::set<std::string>& attached_slots) const;
+  Status wait_detached(const std::string& vm, const std::vector<std::string>& aliases,
+                       Deadline deadline, std::chrono::milliseconds ask_again);
+  Status attach_slot(const std::string& vm, const Reservation& slot, int index, const VmLook& look,
+                     Deadline deadline, bool& attached);
+  Status wait_gone(const std::string& vm, Deadline deadline);
+  void remove_overlays(const std::string& vm, const std::vector<std::string>& overlays);
+  Status make_overlays(const json& overlays, Deadline deadline, std::vector<std::string>& made);
+  json lease_to_json(const Lease& lease) const;
+  Status begin_lease(const std::string& vm, const Lease& lease, std::uint64_t& token);
+  void end_lease(const std::string& vm, std::uint64_t token, bool forget);
+
+  void on_ended(const std::string& vm, VmEnd end);
+  void work();  // thread: what events ask for and must not be done on the event thread
+
+  const NodedConfig config_;
+  Hypervisor& hypervisor_;
+  Store& store_;
+  std::function<std::int64_t()> available_memory_;
+  GuestLink guests_;
+  OperationLog operations_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<std::uint64_t> next_line_{1};
+
+  // Events, and whoever waits for them.
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::uint64_t changes_ = 0;
+  std::set<std::pair<std::string, std::string>> removed_;  // vm, alias
+  std::set<std::pair<std::string, std::string>> removal_failed_;
+  std::map<std::string, VmEnd> ends_;
+  std::set<std::string> stopped_by_us_;
+  struct LiveLease {
+    std::int64_t job_id = 0;
+    std::uint64_t token = 0;
+    bool connected = false;
+    bool seen = false;  // the VM has been here under this lease
+  };
+  std::map<std::string, LiveLease> leases_;
+  std::uint64_t next_token_ = 1;
+  std::map<std::string, std::shared_ptr<std::timed_mutex>> locks_;
+  std::deque<std::function<void()>> jobs_;
+  std::thread worker_;
+};
+
+}  // namespace symvirt::host
