@@ -1,0 +1,96 @@
+#include "pmix-hooks/message.h"
+
+#include <limits>
+
+#include "pmix-hooks/json.h"
+
+namespace symvirt::hooks {
+namespace {
+
+constexpr std::uint64_t kMaxEpoch = std::numeric_limits<std::int64_t>::max();
+constexpr std::uint64_t kMaxRound = 1'000'000;
+constexpr std::uint64_t kMaxPid = 1u << 22;  // PID_MAX_LIMIT of the kernel
+
+Result<AnswerState> get_state(const Json& object) {
+  Result<std::string> name = get_string(object, "state");
+  if (!name) return name.error();
+  for (AnswerState state : {AnswerState::kMore, AnswerState::kRest, AnswerState::kDone}) {
+    if (*name == state_name(state)) return state;
+  }
+  return Error{Code::kInvalidArgument,
+               "message refused: field 'state': neither more, rest nor done"};
+}
+
+}  // namespace
+
+std::string_view state_name(AnswerState state) {
+  switch (state) {
+    case AnswerState::kMore:
+      return "more";
+    case AnswerState::kRest:
+      return "rest";
+    case AnswerState::kDone:
+      return "done";
+  }
+  return "more";
+}
+
+std::string encode_command(const Command& command) {
+  Json object = {{"epoch", command.epoch}, {"round", command.round}};
+  if (!command.payloads.empty()) object["payload"] = to_json(command.payloads);
+  return dump(object);
+}
+
+std::string encode_answer(const Answer& answer) {
+  Json object = {{"epoch", answer.epoch},
+                 {"round", answer.round},
+                 {"pid", answer.pid},
+                 {"state", state_name(answer.state)}};
+  if (!answer.payload.empty()) object["payload"] = answer.payload;
+  return dump(object);
+}
+
+std::string encode_presence(std::int32_t pid) { return dump(Json{{"pid", pid}}); }
+
+Result<Command> parse_command(std::string_view text) {
+  Result<Json> object = parse_object(text, kMaxMessageBytes);
+  if (!object) return object.error();
+  Result<std::uint64_t> epoch = get_uint(*object, "epoch", 0, kMaxEpoch);
+  if (!epoch) return epoch.error();
+  Result<std::uint64_t> round = get_uint(*object, "round", 1, kMaxRound);
+  if (!round) return round.error();
+  Result<Payloads> payloads = get_payloads(*object, "payload");
+  if (!payloads) return payloads.error();
+  return Command{*epoch, static_cast<std::uint32_t>(*round), std::move(*payloads)};
+}
+
+Result<Answer> parse_answer(std::string_view text) {
+  Result<Json> object = parse_object(text, kMaxMessageBytes);
+  if (!object) return object.error();
+  Result<std::uint64_t> epoch = get_uint(*object, "epoch", 0, kMaxEpoch);
+  if (!epoch) return epoch.error();
+  Result<std::uint64_t> round = get_uint(*object, "round", 1, kMaxRound);
+  if (!round) return round.error();
+  Result<std::uint64_t> pid = get_uint(*object, "pid", 1, kMaxPid);
+  if (!pid) return pid.error();
+  Result<AnswerState> state = get_state(*object);
+  if (!state) return state.error();
+  Answer answer{
+      *epoch, static_cast<std::uint32_t>(*round), static_cast<std::int32_t>(*pid), *state, {}};
+  if (object->contains("payload")) {
+    Result<std::string> payload = get_string(*object, "payload");
+    if (!payload) return payload.error();
+    answer.payload = std::move(*payload);
+  }
+  return answer;
+}
+
+Result<std::int32_t> parse_presence(std::string_view text) {
+  Result<Json> object = parse_object(text, kMaxMessageBytes);
+  if (!object) return object.error();
+  Result<std::uint64_t> pid = get_uint(*object, "pid", 1, kMaxPid);
+  if (!pid) return pid.error();
+  return static_cast<std::int32_t>(*pid);
+}
+
+}  // namespace symvirt::hooks

@@ -1,0 +1,135 @@
+#include "pmix-hooks/message.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "pmix-hooks/json.h"
+#include "pmix-hooks/pmix_api.h"
+
+namespace symvirt::hooks {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(Message, CommandSurvivesTheWay) {
+  const Command command{42, 3, {{0, "a"}, {7, "\"quoted\"\n"}}};
+  const Result<Command> back = parse_command(encode_command(command));
+  ASSERT_TRUE(back) << back.error().message;
+  EXPECT_EQ(*back, command);
+}
+
+TEST(Message, AnswerSurvivesTheWay) {
+  for (AnswerState state : {AnswerState::kMore, AnswerState::kRest, AnswerState::kDone}) {
+    const Answer answer{1ull << 40, 2, 4711, state, "payload"};
+    const Result<Answer> back = parse_answer(encode_answer(answer));
+    ASSERT_TRUE(back) << back.error().message;
+    EXPECT_EQ(*back, answer);
+  }
+}
+
+TEST(Message, PresenceSurvivesTheWay) {
+  const Result<std::int32_t> pid = parse_presence(encode_presence(99));
+  ASSERT_TRUE(pid);
+  EXPECT_EQ(*pid, 99);
+}
+
+TEST(Message, PayloadThatIsNotUtf8DoesNotThrow) {
+  const Result<Answer> back =
+      parse_answer(encode_answer({1, 1, 1, AnswerState::kMore, "\xff\xfe"}));
+  EXPECT_TRUE(back);
+}
+
+TEST(Message, EachFieldOfAnAnswerMissingOrWrongIsNamed) {
+  const Json good = {{"epoch", 1}, {"round", 1}, {"pid", 5}, {"state", "rest"}, {"payload", "x"}};
+  ASSERT_TRUE(parse_answer(dump(good)));
+  const std::vector<std::pair<std::string, std::vector<Json>>> wrong = {
+      {"epoch", {-1, 1.5, "1", nullptr, true, Json::array(), 1e300}},
+      {"round", {0, -1, 1'000'001, "1", nullptr}},
+      {"pid", {0, -5, 1ll << 40, "5", nullptr}},
+      {"state", {"", "resting", 1, nullptr}},
+      {"payload", {1, Json::object(), true}},
+  };
+  for (const auto& [field, values] : wrong) {
+    for (const Json& value : values) {
+      Json bad = good;
+      bad[field] = value;
+      const Result<Answer> parsed = parse_answer(dump(bad));
+      ASSERT_FALSE(parsed) << dump(bad);
+      EXPECT_EQ(parsed.error().code, Code::kInvalidArgument);
+      EXPECT_THAT(parsed.error().message, HasSubstr("'" + field + "'"));
+    }
+    if (field == "payload") continue;  // the only optional one
+    Json bad = good;
+    bad.erase(field);
+    const Result<Answer> parsed = parse_answer(dump(bad));
+    ASSERT_FALSE(parsed) << field;
+    EXPECT_THAT(parsed.error().message, HasSubstr("'" + field + "'"));
+  }
+}
+
+TEST(Message, EachFieldOfACommandMissingOrWrongIsNamed) {
+  const Json good = {{"epoch", 1}, {"round", 1}, {"payload", {{"0", "x"}}}};
+  ASSERT_TRUE(parse_command(dump(good)));
+  const std::vector<std::pair<std::string, Json>> wrong = {
+      {"epoch", "1"},
+      {"round", 0},
+      {"payload", "x"},
+      {"payload", Json::array({"x"})},
+      {"payload", {{"-1", "x"}}},
+      {"payload", {{"1x", "x"}}},
+      {"payload", {{"", "x"}}},
+      {"payload", {{"4294967296", "x"}}},
+      {"payload", {{"0", 1}}},
+  };
+  for (const auto& [field, value] : wrong) {
+    Json bad = good;
+    bad[field] = value;
+    const Result<Command> parsed = parse_command(dump(bad));
+    ASSERT_FALSE(parsed) << dump(bad);
+    EXPECT_THAT(parsed.error().message, HasSubstr("'" + field + "'"));
+  }
+}
+
+TEST(Message, WhatIsNoObjectIsRefused) {
+  for (const char* text : {"", "null", "[]", "{", "\"x\"", "{}x", "\xff", "12"}) {
+    EXPECT_FALSE(parse_command(text)) << text;
+    EXPECT_FALSE(parse_answer(text)) << text;
+    EXPECT_FALSE(parse_presence(text)) << text;
+  }
+}
+
+TEST(Message, TooLongIsRefused) {
+  const std::string text = R"({"pid":1,"x":")" + std::string(kMaxMessageBytes, 'x') + "\"}";
+  const Result<std::int32_t> parsed = parse_presence(text);
+  ASSERT_FALSE(parsed);
+  EXPECT_THAT(parsed.error().message, HasSubstr("bytes"));
+}
+
+TEST(EventInfo, CarriesTheThreeInfosEveryEventNeeds) {
+  EventInfo info("hello");
+  bool non_default = false;
+  bool no_cache = false;
+  for (std::size_t i = 0; i < info.size(); ++i) {
+    const pmix_info_t& one = info.data()[i];
+    if (std::string(one.key) == PMIX_EVENT_NON_DEFAULT) non_default = one.value.data.flag;
+    if (std::string(one.key) == PMIX_EVENT_DO_NOT_CACHE) no_cache = one.value.data.flag;
+  }
+  EXPECT_TRUE(non_default);
+  EXPECT_TRUE(no_cache);
+  EXPECT_EQ(event_message(info.data(), info.size()), "hello");
+}
+
+TEST(EventInfo, CustomRangeListsTheRanks) {
+  EventInfo info("x", "slurm.pmix.1.0", {3, 5});
+  const pmix_info_t& range = info.data()[info.size() - 1];
+  ASSERT_STREQ(range.key, PMIX_EVENT_CUSTOM_RANGE);
+  ASSERT_EQ(range.value.data.darray->size, 2u);
+  const auto* procs = static_cast<const pmix_proc_t*>(range.value.data.darray->array);
+  EXPECT_EQ(procs[1].rank, 5u);
+  EXPECT_STREQ(procs[1].nspace, "slurm.pmix.1.0");
+}
+
+TEST(PmixApi, IsIncompleteWhereNoPmixIsLoaded) { EXPECT_FALSE(PmixApi::find().complete()); }
+
+}  // namespace
+}  // namespace symvirt::hooks

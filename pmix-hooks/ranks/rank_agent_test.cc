@@ -1,0 +1,154 @@
+#include "pmix-hooks/ranks/rank_agent.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+namespace symvirt::hooks {
+namespace {
+
+using namespace std::chrono_literals;
+
+class FakeLink final : public RankLink {
+ public:
+  bool send(int code, const std::string& message) override {
+    const std::lock_guard lock(mutex);
+    codes.push_back(code);
+    answers.push_back(*parse_answer(message));
+    changed.notify_all();
+    return true;
+  }
+  bool wait_for(std::size_t count) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, 5s, [&] { return answers.size() >= count; });
+  }
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<int> codes;
+  std::vector<Answer> answers;
+};
+
+class FakeTransport final : public Transport {
+ public:
+  TransportAnswer quiesce(std::uint64_t, std::uint32_t round, const Payloads& payloads) override {
+    ++quiesces;
+    seen = payloads;
+    while (block) std::this_thread::sleep_for(1ms);
+    return {round < rounds, "q" + std::to_string(round)};
+  }
+  TransportAnswer resume(std::uint64_t, std::uint32_t round, const Payloads&) override {
+    ++resumes;
+    return {round < rounds, "r" + std::to_string(round)};
+  }
+  std::atomic<int> quiesces{0};
+  std::atomic<int> resumes{0};
+  std::uint32_t rounds = 1;
+  std::atomic<bool> block{false};
+  Payloads seen;
+};
+
+struct RankAgentTest : testing::Test {
+  FakeTransport transport;
+  FakeLink link;
+  RankAgent agent{77, transport, link};
+  void command(int code, std::uint64_t epoch, std::uint32_t round, Payloads payloads = {}) {
+    agent.deliver(code, encode_command({epoch, round, std::move(payloads)}));
+  }
+};
+
+TEST_F(RankAgentTest, AnswersRestWhenTheTransportIsAtRest) {
+  ASSERT_TRUE(agent.start());
+  command(kEventQuiesce, 5, 1);
+  ASSERT_TRUE(link.wait_for(1));
+  EXPECT_EQ(link.codes[0], kEventAnswer);
+  EXPECT_EQ(link.answers[0], (Answer{5, 1, 77, AnswerState::kRest, "q1"}));
+}
+
+TEST_F(RankAgentTest, GoesThroughTheRoundsOfItsTransport) {
+  transport.rounds = 2;
+  ASSERT_TRUE(agent.start());
+  command(kEventQuiesce, 5, 1);
+  command(kEventQuiesce, 5, 2, {{1, "other"}});
+  command(kEventResume, 5, 1);
+  command(kEventResume, 5, 2);
+  ASSERT_TRUE(link.wait_for(4));
+  EXPECT_EQ(link.answers[0].state, AnswerState::kMore);
+  EXPECT_EQ(link.answers[1].state, AnswerState::kRest);
+  EXPECT_EQ(transport.seen, (Payloads{{1, "other"}}));
+  EXPECT_EQ(link.answers[2].state, AnswerState::kMore);
+  EXPECT_EQ(link.answers[3].state, AnswerState::kDone);
+}
+
+TEST_F(RankAgentTest, RepeatedCommandIsAnsweredAgainButNotDoneAgain) {
+  ASSERT_TRUE(agent.start());
+  command(kEventQuiesce, 5, 1);
+  command(kEventQuiesce, 5, 1);
+  ASSERT_TRUE(link.wait_for(2));
+  EXPECT_EQ(transport.quiesces, 1);
+  EXPECT_EQ(link.answers[0], link.answers[1]);
+}
+
+TEST_F(RankAgentTest, QuiesceAfterResumeOfTheSameEpochIsDone) {
+  ASSERT_TRUE(agent.start());
+  command(kEventQuiesce, 5, 1);
+  command(kEventResume, 5, 1);
+  command(kEventQuiesce, 5, 1);
+  ASSERT_TRUE(link.wait_for(3));
+  EXPECT_EQ(transport.quiesces, 2);
+}
+
+TEST_F(RankAgentTest, BrokenCommandIsIgnoredAndTheNextServed) {
+  ASSERT_TRUE(agent.start());
+  agent.deliver(kEventQuiesce, "");
+  agent.deliver(kEventQuiesce, "{\"epoch\":true}");
+  command(kEventQuiesce, 6, 1);
+  ASSERT_TRUE(link.wait_for(1));
+  EXPECT_EQ(link.answers[0].epoch, 6u);
+}
+
+TEST_F(RankAgentTest, StopWaitsForTheAnswerBeingGivenAndDropsTheRest) {
+  ASSERT_TRUE(agent.start());
+  transport.block = true;
+  command(kEventQuiesce, 5, 1);
+  while (transport.quiesces == 0) std::this_thread::sleep_for(1ms);
+  command(kEventQuiesce, 6, 1);
+  std::thread release([this] {
+    std::this_thread::sleep_for(50ms);
+    transport.block = false;
+  });
+  agent.stop();
+  release.join();
+  EXPECT_EQ(link.answers.size(), 1u);
+  command(kEventQuiesce, 7, 1);  // to nobody
+  agent.stop();
+}
+
+TEST_F(RankAgentTest, MuteBeginsNothingNewAndGivesUpWaiting) {
+  ASSERT_TRUE(agent.start());
+  transport.block = true;
+  command(kEventQuiesce, 5, 1);
+  while (transport.quiesces == 0) std::this_thread::sleep_for(1ms);
+  const auto began = std::chrono::steady_clock::now();
+  agent.mute(20);
+  EXPECT_LT(std::chrono::steady_clock::now() - began, 2s);
+  command(kEventQuiesce, 6, 1);
+  transport.block = false;
+  agent.stop();
+  EXPECT_EQ(transport.quiesces, 1);
+}
+
+TEST_F(RankAgentTest, SignalsOfTheApplicationStayWithItsThreads) {
+  sigset_t before;
+  pthread_sigmask(SIG_SETMASK, nullptr, &before);
+  ASSERT_TRUE(agent.start());
+  sigset_t after;
+  pthread_sigmask(SIG_SETMASK, nullptr, &after);
+  EXPECT_EQ(sigismember(&before, SIGUSR1), sigismember(&after, SIGUSR1));
+}
+
+}  // namespace
+}  // namespace symvirt::hooks

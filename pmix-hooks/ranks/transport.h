@@ -1,0 +1,48 @@
+// What brings one kind of communication of a rank to rest and back. One object a process, driven in
+// rounds by the rank agent's thread (docs/protocols.md section 2, "Rounds"): each round is a
+// barrier over the whole job, and what a transport answers in one round every other rank's
+// transport gets in the next.
+//
+// Threads: called by the rank agent's thread only, while the application's threads run. It may
+// block for as long as the quiesce timeout allows, must not call PMIx, and must not throw.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "pmix-hooks/message.h"
+
+namespace symvirt::hooks {
+
+struct TransportAnswer {
+  bool more = false;    // needs another round
+  std::string payload;  // for the other ranks, in the next round
+};
+
+class Transport {
+ public:
+  Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+  virtual ~Transport() = default;
+
+  // Round 1, 2, ... until more is false: then at rest, and the process may be held at any time from
+  // the answer on.
+  virtual TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round,
+                                  const Payloads& payloads) = 0;
+  // Round 1, 2, ... until more is false: then running. Also called after a quiesce that was given
+  // up half way.
+  virtual TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
+                                 const Payloads& payloads) = 0;
+};
+
+// Kernel TCP: the kernel keeps the state, so there is nothing to do in the process. Being held is
+// all it takes: no new data is sent, and what is in flight is acknowledged by the peers' kernels
+// before the device goes (guestd's part).
+class KernelTcpTransport final : public Transport {
+ public:
+  TransportAnswer quiesce(std::uint64_t, std::uint32_t, const Payloads&) override { return {}; }
+  TransportAnswer resume(std::uint64_t, std::uint32_t, const Payloads&) override { return {}; }
+};
+
+}  // namespace symvirt::hooks

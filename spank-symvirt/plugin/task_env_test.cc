@@ -1,0 +1,70 @@
+#include "spank-symvirt/plugin/task_env.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+namespace symvirt::plugin {
+namespace {
+
+std::map<std::string, std::string> set_by(const TaskEnvironment& environment,
+                                          std::map<std::string, std::string> task = {}) {
+  std::map<std::string, std::string> result;
+  for (const auto& [name, value] :
+       task_variables(environment, [&](const char* key) -> std::optional<std::string> {
+         const auto found = task.find(key);
+         if (found == task.end()) return std::nullopt;
+         return found->second;
+       })) {
+    result[name] = value;
+  }
+  return result;
+}
+
+const TaskEnvironment kTcp{"/l/hooks.so", {"10.78.0.0/24", "10.79.0.0/24"}, "tcp", true};
+
+TEST(TaskEnvironment, KeepsAJobOnThePassthroughNic) {
+  EXPECT_EQ(set_by(kTcp), (std::map<std::string, std::string>{
+                              {"LD_PRELOAD", "/l/hooks.so"},
+                              {"OMPI_MCA_pml", "ob1"},
+                              {"OMPI_MCA_btl", "tcp,vader,self"},
+                              {"OMPI_MCA_btl_tcp_if_include", "10.78.0.0/24,10.79.0.0/24"},
+                          }));
+}
+
+TEST(TaskEnvironment, WhatTheUserSetStays) {
+  const auto variables =
+      set_by(kTcp, {{"OMPI_MCA_pml", "cm"}, {"OMPI_MCA_btl_tcp_if_exclude", "lo"}});
+  EXPECT_FALSE(variables.contains("OMPI_MCA_pml"));
+  EXPECT_FALSE(variables.contains("OMPI_MCA_btl_tcp_if_include"));
+  EXPECT_TRUE(variables.contains("OMPI_MCA_btl"));
+  EXPECT_FALSE(set_by(kTcp, {{"OMPI_MCA_btl_tcp_if_include", "eth1"}})
+                   .contains("OMPI_MCA_btl_tcp_if_include"));
+}
+
+TEST(TaskEnvironment, PreloadIsAppendedOnce) {
+  EXPECT_EQ(set_by(kTcp, {{"LD_PRELOAD", "/x.so"}})["LD_PRELOAD"], "/x.so:/l/hooks.so");
+  for (const char* there :
+       {"/l/hooks.so", "/x.so:/l/hooks.so", "/l/hooks.so /x.so", "/x.so /l/hooks.so:/y.so"}) {
+    EXPECT_FALSE(set_by(kTcp, {{"LD_PRELOAD", there}}).contains("LD_PRELOAD")) << there;
+  }
+  EXPECT_EQ(set_by(kTcp, {{"LD_PRELOAD", "/l/hooks.so.1"}})["LD_PRELOAD"],
+            "/l/hooks.so.1:/l/hooks.so");
+  EXPECT_EQ(set_by(kTcp, {{"LD_PRELOAD", ""}})["LD_PRELOAD"], "/l/hooks.so");
+}
+
+TEST(TaskEnvironment, DefaultsCanBeSwitchedOffAndAreForTcpOnly) {
+  TaskEnvironment off = kTcp;
+  off.defaults = false;
+  EXPECT_EQ(set_by(off).size(), 1u);
+  TaskEnvironment verbs = kTcp;
+  verbs.quiesce = "verbs";
+  EXPECT_EQ(set_by(verbs).size(), 1u);
+  TaskEnvironment unknown_network = kTcp;
+  unknown_network.networks.clear();
+  EXPECT_FALSE(set_by(unknown_network).contains("OMPI_MCA_btl_tcp_if_include"));
+}
+
+}  // namespace
+}  // namespace symvirt::plugin
