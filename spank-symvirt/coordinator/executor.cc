@@ -178,13 +178,9 @@ bool first_with_job(const Transaction& tx, const VmPart& vm, std::uint32_t job) 
   return false;
 }
 
+// Rounded up: a job is not to lose a part of a second to us.
 std::int64_t pause_seconds(const Transaction& tx) {
-  std::int64_t begin = 0, end = 0;
-  for (const PhaseTime& t : tx.times) {
-    if (t.phase == Phase::kQuiesce) begin = t.begin_ns;
-    if (t.phase == Phase::kResume) end = t.end_ns;
-  }
-  return begin == 0 || end == 0 ? 0 : (end - begin + 999'999'999) / 1'000'000'000;
+  return (pause_ns(tx) + 999'999'999) / 1'000'000'000;
 }
 
 std::string note_of(const Transaction& tx, const VmPart& vm) {

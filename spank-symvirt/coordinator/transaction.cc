@@ -605,6 +605,15 @@ std::vector<Event> overdue(const Transaction& tx, std::int64_t now_ns) {
   return events;
 }
 
+std::int64_t pause_ns(const Transaction& tx) {
+  std::int64_t begin = 0, end = 0;
+  for (const PhaseTime& t : tx.times) {
+    if (t.phase == Phase::kQuiesce) begin = t.begin_ns;
+    if (t.phase == Phase::kResume) end = t.end_ns;
+  }
+  return begin != 0 && end > begin ? end - begin : 0;
+}
+
 std::string Action::op() const {
   std::string name = std::to_string(tx) + "/" + std::string(name_of(phase));
   if (round > 1) name += "." + std::to_string(round);

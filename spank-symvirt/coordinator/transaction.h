@@ -195,6 +195,9 @@ nlohmann::json to_json(const Event& event);
 Result<Transaction> transaction_from_json(const nlohmann::json& j);
 Result<Event> event_from_json(const nlohmann::json& j);
 
+// From the beginning of quiesce to the end of resume; 0: the ranks never rested.
+std::int64_t pause_ns(const Transaction& tx);
+
 std::string_view name_of(TxKind kind);
 std::string_view name_of(Phase phase);
 std::string_view name_of(Outcome outcome);

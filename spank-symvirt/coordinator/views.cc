@@ -52,15 +52,6 @@ json vm_view(const Transaction& tx, const VmPart& vm, const LiveProgress& progre
 
 }  // namespace
 
-double pause_s(const Transaction& tx) {
-  std::int64_t begin = 0, end = 0;
-  for (const PhaseTime& t : tx.times) {
-    if (t.phase == Phase::kQuiesce) begin = t.begin_ns;
-    if (t.phase == Phase::kResume) end = t.end_ns;
-  }
-  return begin != 0 && end > begin ? seconds(end - begin) : 0;
-}
-
 json view_of(const Transaction& tx, const LiveProgress& progress) {
   json vms = json::array(), phases = json::array(), jobs = json::array();
   for (const VmPart& vm : tx.vms) {
@@ -88,7 +79,7 @@ json view_of(const Transaction& tx, const LiveProgress& progress) {
             {"vms", vms},
             {"jobs", jobs},
             {"phases", phases},
-            {"pause_s", pause_s(tx)}};
+            {"pause_s", seconds(pause_ns(tx))}};
   if (tx.ended()) {
     j["ended_s"] = seconds(tx.ended_ns);
     j["seconds"] = seconds(tx.ended_ns - tx.begun_ns);

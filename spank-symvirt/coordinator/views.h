@@ -18,6 +18,5 @@ using LiveProgress = std::map<std::pair<std::int64_t, std::string>, nlohmann::js
 nlohmann::json view_of(const Transaction& tx, const LiveProgress& progress);
 // One line for `events`: what just happened, for people and programs.
 nlohmann::json view_of(const Event& event, const Transaction& tx);
-double pause_s(const Transaction& tx);  // quiesce begun to resume ended; 0: none
 
 }  // namespace symvirt
