@@ -14,7 +14,8 @@ namespace symvirt::hooks {
 namespace {
 
 constexpr std::chrono::milliseconds kFirstBackoff{100};
-constexpr std::chrono::milliseconds kLongestBackoff{5000};
+constexpr std::chrono::milliseconds kLongestBackoff{
+    1000};  // guestd that came back gives steps 2 s to be there
 
 Error unavailable(const std::string& path, const std::string& why) {
   return Error{Code::kUnavailable, "symvirt-guestd not reached: " + path + ": " + why};

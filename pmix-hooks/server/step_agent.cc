@@ -85,7 +85,9 @@ void StepAgent::run() {
     wait_for_work();
   }
   events_.close();
-  for (const auto& [pid, process] : processes_) static_cast<void>(process.signal(SIGCONT));
+  for (const MemberInfo& member : core_.members()) {
+    if (member.held) perform_one(ContinueProcess{member.pid});
+  }
 }
 
 bool StepAgent::take_rank_events(std::vector<RankEvent>& events) {

@@ -204,7 +204,6 @@ void prepare_step(spank_t spank, int ac, char** av) {
     return;
   }
   p.stepd = std::make_unique<StepdPart>(*config, step_identity(spank));
-  if (const Status healthy = p.stepd->check_node(); !healthy) p.refusal = healthy.error();
   // Slurm's PMIx server reads this before the tasks are there. With its default, tree, an empty
   // fence is no barrier between nodes, and Open MPI ranks now and then crash in MPI_Init.
   spank_setenv(spank, "SLURM_PMIX_FENCE", "ring", 0);
@@ -219,7 +218,7 @@ void admit_task(spank_t spank) {
   } else if (p.stepd) {
     int task = 0;
     spank_get_item(spank, S_TASK_ID, &task);
-    admitted = p.stepd->enter(static_cast<std::uint32_t>(task));
+    admitted = p.stepd->admit(static_cast<std::uint32_t>(task));
   }
   if (admitted) return;
   slurm_error("symvirt: task refused: %s", admitted.error().message.c_str());

@@ -54,7 +54,7 @@ std::string hooks_beside_plugin() {
   return path.substr(0, path.rfind('/') + 1) + "libsymvirt_hooks.so";
 }
 
-Status StepdPart::check_node() {
+Status StepdPart::admit(std::uint32_t task) {
   if (!appears(config_.guestd_socket)) {
     return Error{
         Code::kRefused,
@@ -66,6 +66,11 @@ Status StepdPart::check_node() {
     return Error{Code::kRefused,
                  "the VM image lacks " + library + "; install the guest package in it"};
   }
+  if (const Status entered = enter(task); !entered) return entered;
+  return check_node();
+}
+
+Status StepdPart::check_node() {
   const Deadline deadline = Deadline::after(std::chrono::seconds(config_.check_timeout_s));
   Result<hooks::GuestReply> reply =
       ask_patiently(config_.guestd_socket, hooks::encode_node_check("check", step_.job), deadline);

@@ -22,11 +22,10 @@ class StepdPart {
   StepdPart(Config config, hooks::StepIdentity step)
       : config_(std::move(config)), step_(std::move(step)) {}
 
-  // Asks guestd whether this is a healthy VM for the job. kRefused, with the reason in the user's
-  // words, if not.
-  Status check_node();
-  // In each task, as root: waits until no transaction holds new tasks back.
-  Status enter(std::uint32_t task) const;
+  // In each task, as root, before its program: waits until no transaction holds new tasks back,
+  // then asks whether this is a healthy VM for the job (in that order: during a move the device is
+  // away). The error is in the user's words.
+  Status admit(std::uint32_t task);
   // hooks library beside the plugin unless configured.
   TaskEnvironment task_environment() const;
   // Once, when all tasks are forked. Problems are logged: the step runs on, and is refused a move.
@@ -34,9 +33,12 @@ class StepdPart {
   void stop_agent() { agent_.reset(); }
 
  private:
+  Status enter(std::uint32_t task) const;
+  Status check_node();
+
   const Config config_;
   const hooks::StepIdentity step_;
-  hooks::NodeCheck check_;
+  hooks::NodeCheck check_;  // set by admit(), so in the task only
   std::unique_ptr<hooks::StepAgent> agent_;
 };
 

@@ -1,6 +1,7 @@
-"""spank_symvirt.so and libsymvirt_hooks.so with real munged, slurmctld, slurmd, PMIx and Open MPI; guestd is a fake.
+r"""spank_symvirt.so and libsymvirt_hooks.so with real munged, slurmctld, slurmd, PMIx and Open MPI; guestd is a fake.
 
-    sudo python3 tests/plugin/plugin_test.py --objects build/lib/symvirt --rank build/tests/symvirt_plugin_rank [NAME ...]
+    sudo python3 tests/plugin/plugin_test.py --objects build/lib/symvirt --rank build/tests/symvirt_plugin_rank \
+        --client build/tests/symvirt_pmix_client [NAME ...]
 
 Two nodes in namespaces (testbed.py), no VM. Prints what it measures. --keep leaves the work folder.
 """
@@ -25,6 +26,7 @@ from fake_guestd import CallError, FakeGuestd  # noqa: E402
 parser = argparse.ArgumentParser()
 parser.add_argument("--objects", required=True, help="folder of both shared objects")
 parser.add_argument("--rank", required=True, help="the built rank.c")
+parser.add_argument("--client", required=True, help="the built pmix_client.c")
 parser.add_argument("--keep", action="store_true")
 parser.add_argument("names", nargs="*", help="only tests whose name contains one of these")
 
@@ -416,6 +418,30 @@ class InAVm(Case):
         self.assertNotIn("T", thread_states(pids[0]) + thread_states(pids[1]))
         self.assertEqual(run.finish()[0], 0)
 
+    def test_lives_of_a_pmix_client(self):
+        for mode, held in (("cycle", 1), ("fork", 1)):
+            run = Run(options.client, mode, "1.5", nodes=1, tasks=1)
+            (pid,) = run.pids().values()
+            _, count, _ = run.quiesce(self.next_epoch())
+            self.assertEqual((count, set(thread_states(pid))), (held, {"T"}), mode)
+            run.resume(self.epoch)
+            status, out, err = run.finish()
+            self.assertEqual(status, 0, f"{mode}: {out}{err}")
+            self.assertIn(f"pid {pid} ready", out)
+
+    def test_program_that_replaced_a_member_is_named_at_the_deadline(self):
+        run = Run(options.client, "exec", "1.5", nodes=1, tasks=1)
+        time.sleep(0.2)
+        with self.assertRaisesRegex(CallError, "DEADLINE.*rank 0"):
+            run.quiesce(self.next_epoch(), timeout_ms=300)
+
+    def test_exit_in_the_middle_of_a_hold_takes_nobody_down(self):
+        run = Run(options.client, "quit", "0.6", nodes=1, tasks=2)
+        run.quiesce(self.next_epoch())
+        time.sleep(0.8)
+        run.resume(self.epoch)
+        bed.wait(lambda: run.process.poll() is not None, 10, "end of the step")
+
     def test_ranks_that_never_call_mpi(self):
         for arguments in (["--mpi=pmix"], ["--mpi=none"]):
             run = Run("sleep", "2", tasks=2, members=0, srun=arguments)
@@ -550,6 +576,8 @@ def main():
     bed = testbed.Testbed(plugstack(), "JobSubmitPlugins=lua", LUA)
     options.rank_copy = f"{bed.dir}/rank"  # where the unprivileged user can reach it
     shutil.copy(options.rank, options.rank_copy)
+    shutil.copy(options.client, f"{bed.dir}/client")
+    options.client = f"{bed.dir}/client"
     os.makedirs(f"{bed.dir}/objects")
     for name in ("spank_symvirt.so", "libsymvirt_hooks.so"):
         shutil.copy(f"{options.objects}/{name}", f"{bed.dir}/objects/{name}")
