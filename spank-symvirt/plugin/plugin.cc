@@ -153,6 +153,8 @@ void hand_on_decision(spank_t spank, const Decision& decision) {
       spank_job_control_setenv(spank, name.c_str(), decision.vm_class.c_str(), 1);
     } else {
       spank_job_control_unsetenv(spank, name.c_str());
+      // From the allocation: an srun inside this step would take it for its own option.
+      unsetenv((kJobPrefix + name).c_str());
     }
   }
 }

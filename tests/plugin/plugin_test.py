@@ -299,6 +299,9 @@ class InAVm(Case):
         self.assertIn("--symvirt=vf: the allocation is of class hca", text)
         self.assertIn("good\n", text)
         self.assertNotIn("ran\n", text)
+        script = "srun --no-symvirt sh -c 'srun --overlap --no-symvirt true; srun --overlap echo inner $SLURM_SPANK_SYMVIRT'\n"
+        done, text = bed.sbatch_wait("--symvirt=hca", script=script)
+        self.assertIn("inner\n", text)
         done = bed.as_user("salloc", "--symvirt", "srun", "sh", "-c", "echo $LD_PRELOAD")
         self.assertIn("libsymvirt_hooks.so", done.stdout)
 
