@@ -65,9 +65,10 @@ JobLook job_of(virDomainPtr domain) {
   TypedParams params;
   JobLook job;
   if (virDomainGetJobStats(domain, &job.type, &params.data, &params.count, 0) != 0) {
-    // libvirt 9 has statistics only on the side a VM leaves.
+    // libvirt 9: "migration statistics are available only on the source host".
     const virError* e = virGetLastError();
-    job.incoming = e != nullptr && e->code == VIR_ERR_OPERATION_INVALID;
+    job.incoming = e != nullptr && (e->code == VIR_ERR_OPERATION_UNSUPPORTED ||
+                                    e->code == VIR_ERR_OPERATION_INVALID);
     return job;
   }
   int operation = VIR_DOMAIN_JOB_OPERATION_UNKNOWN;

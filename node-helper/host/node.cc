@@ -115,9 +115,12 @@ void Node::work() {
 
 void Node::on_ended(const std::string& vm, VmEnd end) {
   guests_.vm_left(vm);
-  const char* how = end == VmEnd::kMigrated ? "moved" : end == VmEnd::kSaved ? "was saved" : "ended";
+  const char* how = end == VmEnd::kMigrated ? "moved"
+                    : end == VmEnd::kSaved  ? "was saved"
+                                            : "ended";
   log_info(fmt::format("{}: {}", vm, how));
-  // The event of the end of a domain that only began to arrive is one of these, too; it has no overlays here.
+  // The event of the end of a domain that only began to arrive is one of these, too; it has no
+  // overlays here.
   Status s = store_.update([&](NodeState& state) -> Status {
     auto it = state.vms.find(vm);
     if (it == state.vms.end()) return {};
@@ -163,7 +166,9 @@ Result<json> Node::handle(const RpcRequest& request) {
   auto progress = [&request](const json& news) {
     if (request.progress) request.progress(news);
   };
-  auto work = [&](const OperationLog::Progress& tell) { return (this->*method.handler)(request, tell); };
+  auto work = [&](const OperationLog::Progress& tell) {
+    return (this->*method.handler)(request, tell);
+  };
   if (!method.changes) return work(progress);
   Params p(request.params);
   const std::string op = p.text_or("op", "");
@@ -171,7 +176,8 @@ Result<json> Node::handle(const RpcRequest& request) {
   if (Status s = p.status(); !s) return s.error();
   const auto begun = std::chrono::steady_clock::now();
   Result<json> result = operations_.run(op, request.deadline, progress, work);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   if (result)
     log_info(fmt::format("{} {}: done in {:.2f} s ({})", request.method, vm, seconds, op));
   else
@@ -199,7 +205,8 @@ Result<VmLook> Node::look_here(const std::string& vm, Deadline deadline) {
     case VmState::kPaused:
       return look;
     case VmState::kIncoming:
-      return Error{Code::kPrecondition, fmt::format("{}: is only arriving at {}", vm, config_.host)};
+      return Error{Code::kPrecondition,
+                   fmt::format("{}: is only arriving at {}", vm, config_.host)};
     case VmState::kAbsent:
     case VmState::kShutoff:
       return Error{Code::kNotFound, fmt::format("{}: does not run on {}", vm, config_.host)};
@@ -212,7 +219,8 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
   for (const Reservation& r : record.slots) {
     const bool attached = std::any_of(look.domain.parts.begin(), look.domain.parts.end(),
                                       [&](const AttachedPart& p) { return p.slot == r.slot; });
-    devices.push_back({{"slot", r.slot}, {"device", r.device}, {"mac", r.mac}, {"attached", attached}});
+    devices.push_back(
+        {{"slot", r.slot}, {"device", r.device}, {"mac", r.mac}, {"attached", attached}});
   }
   return {{"vm", vm},
           {"state", state_name(look.state)},
@@ -224,11 +232,14 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
           {"memory_bytes", look.domain.memory_bytes}};
 }
 
-json Node::devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const {
+json Node::devices_to_json(const NodeState& state,
+                           const std::map<std::string, VmLook>& looks) const {
   json list = json::array();
   for (const DeviceConfig& d : config_.devices) {
-    json entry = {{"device", d.name},           {"gres", d.gres},
-                  {"state", "free"},            {"numa_node", d.numa_node},
+    json entry = {{"device", d.name},
+                  {"gres", d.gres},
+                  {"state", "free"},
+                  {"numa_node", d.numa_node},
                   {"description", d.description}};
     for (const auto& [vm, record] : state.vms) {
       for (const Reservation& r : record.slots) {
@@ -305,8 +316,9 @@ Result<json> Node::guest_call(const RpcRequest& request, const OperationLog::Pro
   if (id.empty()) {
     id = fmt::format("{}/{}/{}", config_.host, getpid(), next_line_++);
   }
-  return guests_.call(vm, id, method, params, request.deadline,
-                      [this, &request] { return stopping_ || (request.caller_gone && request.caller_gone()); });
+  return guests_.call(vm, id, method, params, request.deadline, [this, &request] {
+    return stopping_ || (request.caller_gone && request.caller_gone());
+  });
 }
 
 void Node::reconcile() {
@@ -331,8 +343,9 @@ void Node::reconcile() {
         if (known != record.slots.end()) continue;
         for (const DeviceConfig& d : config_.devices) {
           if (taken.contains(d.name)) continue;
-          log_warning(fmt::format("{}: has a device in slot {} that was not on record; taken for {}",
-                                  vm, part.slot, d.name));
+          log_warning(
+              fmt::format("{}: has a device in slot {} that was not on record; taken for {}", vm,
+                          part.slot, d.name));
           record.slots.push_back({part.slot, d.gres, d.name, part.mac, ""});
           taken.insert(d.name);
           break;

@@ -1,8 +1,9 @@
 // The host daemon's methods (docs/protocols.md section 1): what runs here, whose it is, and how it
 // comes and goes. Knows libvirt only as a Hypervisor and nothing of Slurm.
 //
-// Threads: handlers run concurrently on the RPC server's threads and may block until their deadline.
-// Operations on one VM come one after the other (vm_lock); reading and aborting do not wait for them.
+// Threads: handlers run concurrently on the RPC server's threads and may block until their
+// deadline. Operations on one VM come one after the other (vm_lock); reading and aborting do not
+// wait for them.
 #pragma once
 
 #include <atomic>
@@ -30,7 +31,8 @@ class Node {
        std::function<std::int64_t()> available_memory = {});
   ~Node();
 
-  // Compares what is stored with what runs; what runs wins. An unreachable libvirtd is no error: it is asked again later.
+  // Compares what is stored with what runs; what runs wins. An unreachable libvirtd is no error: it
+  // is asked again later.
   void reconcile();
   void add_methods(RpcServer& server);
   void stop();  // handlers that wait end with kUnavailable; VMs are not touched
@@ -70,7 +72,8 @@ class Node {
   json vm_to_json(const std::string& vm, const VmLook& look, const VmRecord& record) const;
   json devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const;
   bool is_ours(const VmLook& look, const VmRecord& record) const;
-  Result<VmLook> look_here(const std::string& vm, Deadline deadline);  // running or paused, or an error
+  Result<VmLook> look_here(const std::string& vm,
+                           Deadline deadline);  // running or paused, or an error
   std::shared_ptr<std::timed_mutex> vm_lock(const std::string& vm);
 
   // What reserve does to a record.

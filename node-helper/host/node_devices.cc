@@ -52,14 +52,15 @@ Status Node::assign(NodeState& state, const std::string& vm, const json& slots, 
     r.guest_address = p.text_or("address", "");
     if (Status s = p.status(); !s) return s.error().with("slots");
     if (!valid_slot_name(r.slot))
-      return Error{Code::kInvalidArgument, fmt::format("field slots: {} is not a slot's name", r.slot)};
+      return Error{Code::kInvalidArgument,
+                   fmt::format("field slots: {} is not a slot's name", r.slot)};
     auto have = std::find_if(record.slots.begin(), record.slots.end(),
                              [&](const Reservation& old) { return old.slot == r.slot; });
     const bool fits = have != record.slots.end() && have->gres == r.gres;
     if (fits && (!replace || attached_slots.contains(r.slot))) continue;
-    auto free = std::find_if(config_.devices.begin(), config_.devices.end(), [&](const DeviceConfig& d) {
-      return d.gres == r.gres && !taken.contains(d.name);
-    });
+    auto free = std::find_if(
+        config_.devices.begin(), config_.devices.end(),
+        [&](const DeviceConfig& d) { return d.gres == r.gres && !taken.contains(d.name); });
     if (free == config_.devices.end()) {
       if (fits) continue;  // no other one: the same is tried again
       return Error{Code::kExhausted,
@@ -91,8 +92,8 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
   json devices = json::array();
   Status s = store_.update([&](NodeState& state) -> Status {
     if (memory > 0 && !uses_memory) {
-      const std::int64_t room = available_memory_() - (config_.memory_reserve_mib << 20) -
-                                promised_memory(state, vm);
+      const std::int64_t room =
+          available_memory_() - (config_.memory_reserve_mib << 20) - promised_memory(state, vm);
       if (memory > room) {
         return Error{Code::kExhausted,
                      fmt::format("{}: needs {} MiB, {} has {} MiB to give", vm, memory >> 20,
@@ -116,9 +117,8 @@ Result<json> Node::device_release(const RpcRequest& request, const OperationLog:
   auto look = hypervisor_.look(vm, request.deadline);
   if (!look) return look.error();
   if (look->state != VmState::kAbsent && look->state != VmState::kShutoff) {
-    return Error{Code::kPrecondition,
-                 fmt::format("{}: is {} on {}: its devices are not free", vm,
-                             state_name(look->state), config_.host)};
+    return Error{Code::kPrecondition, fmt::format("{}: is {} on {}: its devices are not free", vm,
+                                                  state_name(look->state), config_.host)};
   }
   bool connected = false;
   {
@@ -152,10 +152,12 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
           if (removal_failed_.contains({vm, alias})) refused = alias;
         }
         return stopping_ || !refused.empty() ||
-               std::all_of(aliases.begin(), aliases.end(),
-                           [&](const std::string& a) { return removed_.contains({vm, a}); });
+               std::all_of(aliases.begin(), aliases.end(), [&](const std::string& a) {
+                 return removed_.contains({vm, a});
+               });
       };
-      const auto until = std::min(deadline.time(), std::chrono::steady_clock::now() + milliseconds(1'000));
+      const auto until =
+          std::min(deadline.time(), std::chrono::steady_clock::now() + milliseconds(1'000));
       changed_.wait_until(lock, until, all_removed);
       if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
     }
@@ -221,14 +223,16 @@ Status Node::attach_slot(const std::string& vm, const Reservation& slot, int ind
                          const VmLook& look, Deadline deadline, bool& attached) {
   const DeviceConfig* device = config_.find_device(slot.device);
   if (device == nullptr) {
-    return Error{Code::kNotFound, fmt::format("{}: device {} is not in noded.toml any more", vm, slot.device)};
+    return Error{Code::kNotFound,
+                 fmt::format("{}: device {} is not in noded.toml any more", vm, slot.device)};
   }
   const DeviceFill fill{vm, slot.slot, device->name, slot.mac, index, ""};
   std::vector<std::string> done;
   for (std::size_t k = 0; k < device->snippets.size(); ++k) {
     const int part = static_cast<int>(k);
-    const bool there = std::any_of(look.domain.parts.begin(), look.domain.parts.end(),
-                                   [&](const AttachedPart& p) { return p.slot == slot.slot && p.part == part; });
+    const bool there =
+        std::any_of(look.domain.parts.begin(), look.domain.parts.end(),
+                    [&](const AttachedPart& p) { return p.slot == slot.slot && p.part == part; });
     if (there) continue;
     DeviceFill own = fill;
     if (part == 0) own.guest_address = slot.guest_address;
@@ -267,8 +271,8 @@ Result<json> Node::device_attach(const RpcRequest& request, const OperationLog::
   const VmRecord record = store_.vm(vm);
   if (record.slots.empty()) {
     return Error{Code::kPrecondition,
-                 fmt::format("{}: no device of {} is reserved for it; device.reserve comes first", vm,
-                             config_.host)};
+                 fmt::format("{}: no device of {} is reserved for it; device.reserve comes first",
+                             vm, config_.host)};
   }
   if (config_.pin && record.lease.job_id != 0) {
     // It came from another host, with that host's numbers or none.

@@ -54,8 +54,8 @@ Status Node::begin_lease(const std::string& vm, const Lease& lease, std::uint64_
     std::lock_guard lock(mutex_);
     LiveLease& live = leases_[vm];
     if (live.connected && live.job_id != lease.job_id) {
-      return Error{Code::kAlreadyExists,
-                   fmt::format("{}: launcher job {} holds the lease on {}", vm, live.job_id, config_.host)};
+      return Error{Code::kAlreadyExists, fmt::format("{}: launcher job {} holds the lease on {}",
+                                                     vm, live.job_id, config_.host)};
     }
     if (live.job_id != lease.job_id) live = LiveLease();
     live.job_id = lease.job_id;
@@ -131,7 +131,9 @@ Result<json> Node::lease_open(const RpcRequest& request, const OperationLog::Pro
       // The event tells why; a moment for it to come, unless it has.
       if (absent_looks > 0 && (end != ends_.end() || absent_looks > 2)) {
         const bool migrated = end != ends_.end() && end->second == VmEnd::kMigrated;
-        const char* reason = migrated ? "migrated" : stopped_by_us_.contains(vm) ? "stopped" : "ended";
+        const char* reason = migrated                      ? "migrated"
+                             : stopped_by_us_.contains(vm) ? "stopped"
+                                                           : "ended";
         lock.unlock();
         end_lease(vm, token, true);
         log_info(fmt::format("{}: lease of job {} is over: {}", vm, lease.job_id, reason));
@@ -146,9 +148,8 @@ Result<json> Node::lease_open(const RpcRequest& request, const OperationLog::Pro
       told = state;
     }
     lock.lock();
-    changed_.wait_for(lock, absent_looks > 0 ? milliseconds(100) : kLookEvery, [&] {
-      return stopping_ || changes_ != seen_changes;
-    });
+    changed_.wait_for(lock, absent_looks > 0 ? milliseconds(100) : kLookEvery,
+                      [&] { return stopping_ || changes_ != seen_changes; });
     lock.unlock();
     const bool lost = request.caller_gone && request.caller_gone();
     if (!stopping_ && !lost && !request.deadline.expired()) continue;

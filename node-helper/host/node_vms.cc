@@ -18,7 +18,8 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr milliseconds kDestroyMargin{5'000};  // of a shutdown's time, kept for the way without the guest
+constexpr milliseconds kDestroyMargin{
+    5'000};  // of a shutdown's time, kept for the way without the guest
 constexpr milliseconds kAskAgain{5'000};
 
 Error busy(const std::string& vm) {
@@ -31,8 +32,10 @@ bool gone(const VmLook& look) {
 
 }  // namespace
 
-// An overlay that some QEMU has open (anywhere its locks reach) belongs to a running copy of the VM.
-Status Node::make_overlays(const json& overlays, Deadline deadline, std::vector<std::string>& made) {
+// An overlay that some QEMU has open (anywhere its locks reach) belongs to a running copy of the
+// VM.
+Status Node::make_overlays(const json& overlays, Deadline deadline,
+                           std::vector<std::string>& made) {
   for (const json& overlay : overlays) {
     Params p(overlay);
     const std::string path = p.text("path", 4095);
@@ -40,20 +43,25 @@ Status Node::make_overlays(const json& overlays, Deadline deadline, std::vector<
     const std::string format = p.name("base_format");
     if (Status s = p.status(); !s) return s.error().with("overlays");
     if (!path.starts_with('/') || !base.starts_with('/'))
-      return Error{Code::kInvalidArgument, fmt::format("overlays: {}: paths must be absolute", path)};
+      return Error{Code::kInvalidArgument,
+                   fmt::format("overlays: {}: paths must be absolute", path)};
     struct stat info {};
     if (lstat(path.c_str(), &info) == 0) {
       auto free = run_program({config_.qemu_img, "info", path}, deadline);
       if (!free && free.error().message.find("lock") != std::string::npos) {
-        return Error{Code::kPrecondition,
-                     fmt::format("overlay {}: in use: a copy of the VM runs somewhere; stop it first", path)};
+        return Error{
+            Code::kPrecondition,
+            fmt::format("overlay {}: in use: a copy of the VM runs somewhere; stop it first",
+                        path)};
       }
       if (!S_ISREG(info.st_mode) || unlink(path.c_str()) != 0)
-        return Error{Code::kRefused, fmt::format("overlay {}: is there and cannot be replaced: {}", path,
-                                                 S_ISREG(info.st_mode) ? std::strerror(errno) : "no file")};
+        return Error{Code::kRefused,
+                     fmt::format("overlay {}: is there and cannot be replaced: {}", path,
+                                 S_ISREG(info.st_mode) ? std::strerror(errno) : "no file")};
     }
-    auto created = run_program({config_.qemu_img, "create", "-q", "-f", "qcow2", "-b", base, "-F", format, path},
-                               deadline);
+    auto created = run_program(
+        {config_.qemu_img, "create", "-q", "-f", "qcow2", "-b", base, "-F", format, path},
+        deadline);
     if (!created) return created.error().with(fmt::format("overlay {}", path));
     made.push_back(path);
   }
@@ -77,7 +85,8 @@ Result<json> Node::vm_start(const RpcRequest& request, const OperationLog::Progr
   auto asked = parse_domain(xml);
   if (!asked) return asked.error().with("field xml");
   if (asked->name != vm)
-    return Error{Code::kInvalidArgument, fmt::format("field xml: its name is {}, not {}", asked->name, vm)};
+    return Error{Code::kInvalidArgument,
+                 fmt::format("field xml: its name is {}, not {}", asked->name, vm)};
   const Deadline deadline = request.deadline;
   std::unique_lock lock(*vm_lock(vm), deadline.time());
   if (!lock) return busy(vm);
@@ -130,10 +139,12 @@ Status Node::wait_gone(const std::string& vm, Deadline deadline) {
     if (look && gone(*look)) return {};
     std::unique_lock lock(mutex_);
     if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
-    if (deadline.expired()) return Error{Code::kDeadline, fmt::format("{}: has not ended in time", vm)};
+    if (deadline.expired())
+      return Error{Code::kDeadline, fmt::format("{}: has not ended in time", vm)};
     const std::uint64_t seen = changes_;
-    changed_.wait_until(lock, std::min(deadline.time(), std::chrono::steady_clock::now() + milliseconds(500)),
-                        [&] { return stopping_ || changes_ != seen; });
+    changed_.wait_until(
+        lock, std::min(deadline.time(), std::chrono::steady_clock::now() + milliseconds(500)),
+        [&] { return stopping_ || changes_ != seen; });
   }
 }
 
@@ -152,7 +163,8 @@ Result<json> Node::vm_stop(const RpcRequest& request, const OperationLog::Progre
   if (!look) return look.error();
   if (only_incoming && look->state != VmState::kIncoming) return json::object();
   if (look->migrating)
-    return Error{Code::kPrecondition, fmt::format("{}: is moving to another host; vm.migrate_abort comes first", vm)};
+    return Error{Code::kPrecondition,
+                 fmt::format("{}: is moving to another host; vm.migrate_abort comes first", vm)};
   std::vector<std::string> overlays = look->domain.overlays;
   if (!gone(*look)) {
     // A half-arrived domain is not the VM: its disk belongs to the one that runs elsewhere.
@@ -164,7 +176,8 @@ Result<json> Node::vm_stop(const RpcRequest& request, const OperationLog::Progre
     bool ended = false;
     if (mode == "shutdown" && look->state == VmState::kRunning) {
       const Deadline patience =
-          Deadline::at(deadline.time() - kDestroyMargin).earlier(Deadline::after(std::chrono::seconds(config_.shutdown_s)));
+          Deadline::at(deadline.time() - kDestroyMargin)
+              .earlier(Deadline::after(std::chrono::seconds(config_.shutdown_s)));
       while (!ended && !patience.expired() && !stopping_) {
         if (Status s = hypervisor_.shutdown(vm, patience); !s) log_info(s.error().message);
         ended = wait_gone(vm, patience.earlier(Deadline::after(kAskAgain))).has_value();
@@ -234,8 +247,10 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
   if (!look->domain.parts.empty()) holds = "slot " + look->domain.parts.front().slot;
   if (!look->domain.foreign_blockers.empty()) holds = look->domain.foreign_blockers.front();
   if (!holds.empty()) {
-    return Error{Code::kPrecondition,
-                 fmt::format("{}: cannot move while it has the device {}; device.detach comes first", vm, holds)};
+    return Error{
+        Code::kPrecondition,
+        fmt::format("{}: cannot move while it has the device {}; device.detach comes first", vm,
+                    holds)};
   }
   if (look->migrating) return Error{Code::kPrecondition, fmt::format("{}: is moving already", vm)};
   const std::int64_t memory = look->domain.memory_bytes;
@@ -247,7 +262,8 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
   });
   if (!stats) {
     auto now = hypervisor_.look(vm, Deadline::after(milliseconds(3'000)));
-    const std::string here = now ? fmt::format("here it is {}", state_name(now->state)) : "libvirt does not say what it is here";
+    const std::string here = now ? fmt::format("here it is {}", state_name(now->state))
+                                 : "libvirt does not say what it is here";
     Error e = stats.error();
     return Error{e.code, fmt::format("{}; {}", e.message, here)};
   }
@@ -258,7 +274,8 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
     return {};
   });
   if (!s) log_error(s.error().message);
-  log_info(fmt::format("{}: runs on {} now: {} MiB of memory in {:.2f} s", vm, args.to, memory >> 20, stats->total_s));
+  log_info(fmt::format("{}: runs on {} now: {} MiB of memory in {:.2f} s", vm, args.to,
+                       memory >> 20, stats->total_s));
   return json{{"total_s", stats->total_s},
               {"downtime_ms", stats->downtime_ms},
               {"transferred_bytes", stats->transferred_bytes}};

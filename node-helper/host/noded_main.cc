@@ -36,8 +36,8 @@ int run(const NodedConfig& config, const sigset_t& signals) {
     log_error(s.error().message);
     return 1;
   }
-  log_info(fmt::format("symvirt-noded {} on {}: {} devices, listening on {}:{}", SYMVIRT_VERSION, config.host,
-                       config.devices.size(), config.address, server.port()));
+  log_info(fmt::format("symvirt-noded {} on {}: {} devices, listening on {}:{}", SYMVIRT_VERSION,
+                       config.host, config.devices.size(), config.address, server.port()));
   sd_notify(0, "READY=1");
   int signal = 0;
   sigwait(&signals, &signal);
@@ -53,7 +53,9 @@ int run(const NodedConfig& config, const sigset_t& signals) {
 
 int main(int argc, char** argv) {
   using namespace symvirt;
-  CLI::App app("SymVirt's daemon on a host: starts, stops and moves VMs and their passthrough devices for symvirtd.");
+  CLI::App app(
+      "SymVirt's daemon on a host: starts, stops and moves VMs and their passthrough devices for "
+      "symvirtd.");
   app.set_version_flag("--version", SYMVIRT_VERSION);
   std::string path = "/etc/symvirt/noded.toml";
   bool check = false, verbose = false;

@@ -78,7 +78,8 @@ class Params {
                         (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
       if (!good) return fail(field, "may hold letters, digits and - _ . only"), value;
     }
-    if (value.starts_with('.') || value.starts_with('-')) fail(field, "must begin with a letter or digit");
+    if (value.starts_with('.') || value.starts_with('-'))
+      fail(field, "must begin with a letter or digit");
     return value;
   }
   void fail(const char* field, const char* why) {

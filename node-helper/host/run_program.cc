@@ -18,6 +18,19 @@ namespace {
 
 constexpr std::size_t kKept = 2048;
 
+// noded blocks SIGTERM in its threads; a program must not inherit that.
+struct Attributes {
+  posix_spawnattr_t value;
+  Attributes() {
+    posix_spawnattr_init(&value);
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawnattr_setsigmask(&value, &none);
+    posix_spawnattr_setflags(&value, POSIX_SPAWN_SETSIGMASK);
+  }
+  ~Attributes() { posix_spawnattr_destroy(&value); }
+};
+
 struct Actions {
   posix_spawn_file_actions_t value;
   Actions() { posix_spawn_file_actions_init(&value); }
@@ -32,6 +45,7 @@ Status run_program(const std::vector<std::string>& argv, Deadline deadline) {
     return Error{Code::kInternal, fmt::format("pipe: {}", std::strerror(errno))};
   UniqueFd read_end(ends[0]), write_end(ends[1]);
   Actions actions;
+  Attributes attributes;
   posix_spawn_file_actions_addopen(&actions.value, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions.value, 1, "/dev/null", O_WRONLY, 0);
   posix_spawn_file_actions_adddup2(&actions.value, write_end.get(), 2);
@@ -41,7 +55,8 @@ Status run_program(const std::vector<std::string>& argv, Deadline deadline) {
   char path[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin", lang[] = "LC_ALL=C.UTF-8";
   char* environment[] = {path, lang, nullptr};
   pid_t pid = -1;
-  const int rc = posix_spawn(&pid, args[0], &actions.value, nullptr, args.data(), environment);
+  const int rc =
+      posix_spawn(&pid, args[0], &actions.value, &attributes.value, args.data(), environment);
   if (rc != 0) return Error{Code::kInternal, fmt::format("{}: {}", argv[0], std::strerror(rc))};
   write_end.reset();
   std::string text;

@@ -1,5 +1,5 @@
-// rpc_call HOST PORT METHOD PARAMS_JSON [SECONDS]: one call, for tests and for finding faults. Progress
-// goes to stderr. Not installed: symvirtctl is what an operator uses.
+// rpc_call HOST PORT METHOD PARAMS_JSON [SECONDS]: one call, for tests and for finding faults.
+// Progress goes to stderr. Not installed: symvirtctl is what an operator uses.
 #include <fmt/format.h>
 
 #include <cstdlib>
