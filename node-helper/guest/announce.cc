@@ -100,6 +100,8 @@ void announce(const Link& link, const std::vector<Cidr>& addresses) {
   std::uint8_t mac[6];
   if (!read_mac(link.mac, mac)) return;  // not Ethernet: IPoIB resolves paths anew by itself
   for (const Cidr& cidr : addresses) {
+    // Link-local ones are tentative for another second, and nobody connects to them.
+    if (cidr.address.bytes[0] == 0xfe && cidr.address.family == AF_INET6) continue;
     const int error = cidr.address.family == AF_INET ? send_arp(link, mac, cidr.address)
                                                      : send_neighbour(link, mac, cidr.address);
     if (error != 0) {

@@ -143,12 +143,14 @@ const Json* Fields::object_or_none(const char* name) {
   return value;
 }
 
-Json Fields::container_or_none(const char* name) {
-  const Json* value = find(name, false);
+Json Fields::payloads_or_none(const char* name) {
+  const Json* value = object_or_none(name);
   if (!value) return nullptr;
-  if (!value->is_object() && !value->is_array()) {
-    fail(name, "must be an object or an array");
-    return nullptr;
+  for (const auto& [rank, payload] : value->items()) {
+    if (!payload.is_string()) {
+      fail(name, "must be an object of strings by rank");
+      return nullptr;
+    }
   }
   return *value;
 }

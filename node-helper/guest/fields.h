@@ -37,8 +37,8 @@ class Fields {
   const Json* array(const char* name, std::size_t most);
   const Json* array_or_none(const char* name, std::size_t most);
   const Json* object_or_none(const char* name);
-  // Passed through unread: an array or an object.
-  Json container_or_none(const char* name);
+  // {rank: string}, passed on unread; null when missing.
+  Json payloads_or_none(const char* name);
 
   void fail(const char* name, std::string_view why);
   bool ok() const { return !error_.has_value(); }

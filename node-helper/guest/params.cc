@@ -106,7 +106,7 @@ Result<RoundParams> parse_round(const Json& params, const char* method, bool qui
   p.round = static_cast<std::uint32_t>(f.number("round", 1, 1000));
   if (quiesce) p.lease = read_ms(f, "lease_ms", 1);
   p.timeout = read_ms(f, "timeout_ms", 1);
-  p.payloads = f.container_or_none("payloads");
+  p.payloads = f.payloads_or_none("payloads");
   if (!f.ok()) return f.error();
   return p;
 }
@@ -179,7 +179,10 @@ Result<SlotsParams> parse_let_go(const Json& params) {
 Result<SlotsParams> parse_ready(const Json& params) {
   Fields f(params, "device.ready");
   SlotsParams p = read_slots(f);
-  p.timeout = Milliseconds(f.number_or("timeout_ms", 1, kMaxTimeoutMs, 60000));
+  // deadline_ms is what is left for the whole request on its way here: answer within it, with a
+  // reason.
+  const std::uint64_t deadline = f.number_or("deadline_ms", 1, kMaxTimeoutMs, 60000);
+  p.timeout = Milliseconds(f.number_or("timeout_ms", 1, kMaxTimeoutMs, deadline - deadline / 10));
   return checked(f, std::move(p));
 }
 

@@ -55,7 +55,7 @@ struct RoundParams {  // job.quiesce and job.resume
   std::uint32_t round = 1;
   Milliseconds lease{0};  // quiesce only
   Milliseconds timeout{0};
-  Json payloads;  // null: none
+  Json payloads;  // {rank: string}; null: none
 };
 
 struct RenewParams {

@@ -432,7 +432,10 @@ void Transactions::self_resume_answered(JobId id, Result<Json> result) {
   p.epoch = job.record.at_rest;
   p.round = job.done ? job.done->round + 1 : 2;
   p.timeout = kSelfResumeTimeout;
-  p.payloads = (*result)["answers"];
+  p.payloads = Json::object();
+  for (const Json& answer : (*result)["answers"]) {
+    if (answer.contains("payload")) p.payloads[answer["rank"].dump()] = answer["payload"];
+  }
   if (p.round > kMostSelfResumeRounds || job.running) return;
   start_round(job, false, p,
               [this, id](Result<Json> r) { self_resume_answered(id, std::move(r)); });
