@@ -36,6 +36,7 @@ class GuestLink {
   // Queues a line and writes what the socket takes. Dropped when not connected: guestd asks again.
   void send(const std::string& line);
   void flush();
+  void close() { fd_.reset(); }
   // Reads what is there; the whole messages in it. Lines that do not parse are logged and dropped.
   std::vector<GuestMessage> receive();
 

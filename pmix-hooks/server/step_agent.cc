@@ -32,15 +32,26 @@ Status StepAgent::start() {
   if (!wake_)
     return Error{Code::kInternal,
                  std::string("step agent not started: eventfd: ") + std::strerror(errno)};
+  // Here and not in the thread: the tasks wait for slurmstepd's signal to exec, so that no HELLO
+  // can come earlier.
+  const Status opened = events_.open([this](RankEvent event) {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(event));
+    eventfd_write(wake_.get(), 1);
+  });
+  // A step without PMIx has no members; guestd still has to know the step.
+  if (!opened) log_info("step " + std::to_string(step_.step) + ": " + opened.error().message);
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   const int error = pthread_create(&thread_, nullptr, &StepAgent::run_thread, this);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (error != 0)
+  if (error != 0) {
+    events_.close();
     return Error{Code::kInternal,
                  std::string("step agent not started: thread: ") + std::strerror(error)};
+  }
   running_ = true;
   pthread_setname_np(thread_, "symvirt");
   return {};
@@ -54,27 +65,34 @@ void StepAgent::stop() {
   }
   eventfd_write(wake_.get(), 1);
   pthread_join(thread_, nullptr);
+  events_.close();
 }
 
 void* StepAgent::run_thread(void* self) {
+  auto* const agent = static_cast<StepAgent*>(self);
   try {
-    static_cast<StepAgent*>(self)->run();
+    agent->run();
+  } catch (...) {  // out of memory
+    log_error("step agent ended by an exception; this step cannot be moved any more");
+  }
+  try {
+    agent->leave();
   } catch (...) {
-    // Out of memory. The connection to guestd ends with the thread: the step counts as
-    // unregistered.
-    log_error("step agent ended by an exception");
   }
   return nullptr;
 }
 
+// Nobody stays stopped without us, and guestd sees by the closed connection that we are gone.
+void StepAgent::leave() {
+  link_.close();
+  for (const auto& [pid, process] : processes_) {
+    if (process.stop_progress() == StopProgress::kStopped) {
+      static_cast<void>(process.signal(SIGCONT));
+    }
+  }
+}
+
 void StepAgent::run() {
-  const Status opened = events_.open([this](RankEvent event) {
-    const std::lock_guard lock(mutex_);
-    queue_.push_back(std::move(event));
-    eventfd_write(wake_.get(), 1);
-  });
-  // A step without PMIx has no members; guestd still has to know the step.
-  if (!opened) log_info("step " + std::to_string(step_.step) + ": " + opened.error().message);
   std::vector<RankEvent> events;
   while (take_rank_events(events)) {
     for (const RankEvent& event : events) serve_rank(event);
@@ -83,10 +101,6 @@ void StepAgent::run() {
     check_processes();
     check_deadlines();
     wait_for_work();
-  }
-  events_.close();
-  for (const MemberInfo& member : core_.members()) {
-    if (member.held) perform_one(ContinueProcess{member.pid});
   }
 }
 
@@ -151,7 +165,10 @@ void StepAgent::check_deadlines() {
   for (const auto& [id, request] : requests_) {
     if (request.deadline.expired()) late.push_back(id);
   }
-  for (const std::string& id : late) perform(core_.deadline(id));
+  for (const std::string& id : late) {
+    perform(core_.deadline(id));
+    requests_.erase(id);
+  }
 }
 
 void StepAgent::welcome(const RankEvent& event, std::int32_t pid) {

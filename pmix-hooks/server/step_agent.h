@@ -42,6 +42,7 @@ class StepAgent {
 
   static void* run_thread(void* self);
   void run();
+  void leave();
   void wait_for_work();
   int timeout_ms() const;
   bool take_rank_events(std::vector<RankEvent>& events);

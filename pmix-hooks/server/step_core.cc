@@ -280,10 +280,7 @@ std::string StepCore::missing() const {
 
 std::vector<MemberInfo> StepCore::members() const {
   std::vector<MemberInfo> all;
-  for (const auto& [pid, member] : members_) {
-    const bool held = member.state == MemberState::kHeld || member.state == MemberState::kHolding;
-    all.push_back({member.rank, pid, held});
-  }
+  for (const auto& [pid, member] : members_) all.push_back({member.rank, pid});
   return all;
 }
 

@@ -71,7 +71,6 @@ struct RoundRequest {
 struct MemberInfo {
   std::uint32_t rank = 0;
   std::int32_t pid = 0;
-  bool held = false;  // told to stop, or stopped
 };
 
 class StepCore {

@@ -162,6 +162,10 @@ class FakeGuestd:
         with self._changed:
             self.log.append((method, params))
         result = {}
+        if connection.uid != 0 and method != "node.check":  # as the real one
+            error = {"code": "PERMISSION", "message": f"{method}: only root may ask this, not uid {connection.uid}"}
+            connection.send({"id": message["id"], "error": error})
+            return
         if method == "node.check":
             result = {"healthy": self.healthy, "reason": self.reason, **self.check_extra}
         elif method == "task.enter":
