@@ -151,7 +151,10 @@ bool Channel::read_all() {
       log_warning("channel: " + s.error().message + ": dropped");
     }
     while (const auto line = lines_.next()) {
-      if (!line->empty()) on_line(*line);
+      // An empty line is how a host begins. After a migration it is the only sign of a new one: the
+      // port was open on the source and is open on the target, so the driver sees no change.
+      host_connected_ = true;
+      line->empty() ? say_hello() : on_line(*line);
       if (!fd_) return false;
     }
   }

@@ -324,6 +324,13 @@ def test_host_comes_back_on_a_new_connection(w):
     assert plugin.methods().count("step.quiesce") == 1
 
 
+def test_an_empty_line_is_answered_with_hello(w):
+    w.up()
+    w.host.events.clear()
+    w.host.sock.sendall(b"\n")
+    assert w.host.wait_event("hello")["boot_id"]
+
+
 def test_a_silent_step_is_named(w):
     w.up()
     good, bad = Plugin(w.socket, 7, 0), Plugin(w.socket, 7, 3)
