@@ -123,22 +123,6 @@ Result<VmLook> look_at(virConnectPtr conn, const std::string& vm) {
 
 }  // namespace
 
-const char* state_name(VmState state) {
-  switch (state) {
-    case VmState::kAbsent:
-      return "absent";
-    case VmState::kIncoming:
-      return "incoming";
-    case VmState::kRunning:
-      return "running";
-    case VmState::kPaused:
-      return "paused";
-    case VmState::kShutoff:
-      return "shutoff";
-  }
-  return "absent";
-}
-
 Error libvirt_error(const std::string& what) {
   const virError* e = virGetLastError();
   if (e == nullptr || e->code == VIR_ERR_OK)

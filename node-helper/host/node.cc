@@ -31,6 +31,22 @@ std::int64_t meminfo(const char* field) {
 
 }  // namespace
 
+const char* state_name(VmState state) {
+  switch (state) {
+    case VmState::kAbsent:
+      return "absent";
+    case VmState::kIncoming:
+      return "incoming";
+    case VmState::kRunning:
+      return "running";
+    case VmState::kPaused:
+      return "paused";
+    case VmState::kShutoff:
+      return "shutoff";
+  }
+  return "absent";
+}
+
 const std::map<std::string, Node::Method>& Node::methods() {
   static const std::map<std::string, Method> table = {
       {"host.info", {&Node::host_info, false}},
