@@ -78,6 +78,7 @@ class Testbed:
         os.makedirs(self.dir, exist_ok=True)
         os.chmod(self.dir, 0o755)
         self.children = []
+        self.slurmds = {}
         self.env = dict(os.environ, SLURM_CONF=f"{self.dir}/slurm.conf", HOME="/tmp")
         self.env.pop(MARK)
         self.write("slurm.conf", SLURM_CONF.format(dir=self.dir, extra=slurm_conf_extra))
@@ -153,6 +154,7 @@ class Testbed:
                 ip addr add 10.78.0.{100 + i}/24 dev fab0; ip link set fab0 up
                 exec slurmd -D -N {node} -f {self.dir}/slurm.conf"""
             child = self.spawn(f"slurmd-{node}", "unshare", "--net", "--uts", "--mount", "bash", "-c", script)
+            self.slurmds[node] = child
             own = os.readlink("/proc/self/ns/net")
             self.wait(lambda pid=child.pid: os.readlink(f"/proc/{pid}/ns/net") != own, 5, "namespace")
             for bridge, name in (("mgmt", "eth0"), ("fabric", "fab0")):
