@@ -30,14 +30,21 @@ char* mutable_text(const std::string& s) {
   return s.empty() ? nullptr : const_cast<char*>(s.c_str());
 }
 
+// Nothing is known of the effect: the connection or its authentication failed, or a controller that
+// is only a stand-by answered. The ranges are slurm_errno.h's: below 2000 communication, 5000 the
+// socket layer (a time-out is there), 6000 authentication.
+bool of_the_connection(int err) {
+  return err < 2000 || (err >= 5000 && err < 5100) || (err >= 6000 && err < 6100) ||
+         err == ESLURM_IN_STANDBY_MODE || err == ESLURM_IN_STANDBY_USE_BACKUP ||
+         err == ESLURM_TRANSITION_STATE_NO_UPDATE;
+}
+
 Error slurm_error(const std::string& what) {
   const int err = slurm_get_errno();
   Code code = Code::kRefused;
   if (err == ESLURM_INVALID_JOB_ID || err == ESLURM_INVALID_NODE_NAME || err == ESLURM_ALREADY_DONE)
     code = Code::kNotFound;
-  // Errors below the ESLURM range are of the connection (slurm_errno.h); nothing is known then of
-  // the effect.
-  else if (err < 2000)
+  else if (of_the_connection(err))
     code = Code::kUnavailable;
   return Error{code, fmt::format("{}: {}", what, slurm_strerror(err))};
 }
@@ -320,6 +327,8 @@ Status LibslurmApi::resume_node(const std::string& node, Deadline deadline) {
   if (somebody_elses(*info))
     return Error{Code::kPrecondition,
                  fmt::format("node {}: its reason is not ours: {}", node, info->reason)};
+  // NODE_RESUME does more than undo a drain: it ends power saving states, too.
+  if (!info->drain && !info->down && !info->fail) return {};
   return update_node(node, NODE_RESUME, "");
 }
 
