@@ -203,7 +203,7 @@ void Devices::evaluate(Held& held) {
 void Devices::settle() {
   std::vector<Waiter> waiting = std::exchange(waiters_, {});
   for (Waiter& waiter : waiting) {
-    if (!answer(waiter)) waiters_.push_back(std::move(waiter));
+    if (!*waiter.over && !answer(waiter)) waiters_.push_back(std::move(waiter));
   }
   const bool present = all_present();
   if (present != was_present_) {
@@ -291,14 +291,17 @@ void Devices::ready(const SlotsParams& p, Reply reply) {
     }
   }
   if (answer(waiter)) return settle();
-  waiter.timer = loop_.after(p.timeout, [this, slots = p.slots, late = waiter.reply, p] {
-    std::string why;
-    for (const std::string& name : slots) {
-      if (const Held* held = find(name); held && why.empty()) why = missing(*held);
-    }
-    late(Error{Code::kDeadline,
-               fmt::format("device.ready: not within {} ms: {}", p.timeout.count(), why)});
-  });
+  waiter.timer =
+      loop_.after(p.timeout, [this, slots = p.slots, late = waiter.reply, over = waiter.over, p] {
+        *over = true;
+        std::string why;
+        for (const std::string& name : slots) {
+          if (const Held* held = find(name); held && why.empty()) why = missing(*held);
+        }
+        late(Error{Code::kDeadline,
+                   fmt::format("device.ready: not within {} ms: {}", p.timeout.count(), why)});
+      });
+  std::erase_if(waiters_, [](const Waiter& w) { return *w.over; });
   waiters_.push_back(std::move(waiter));
 }
 

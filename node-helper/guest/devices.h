@@ -72,6 +72,7 @@ class Devices : public DeviceState {
     std::vector<std::string> slots;
     Reply reply;
     Handle timer;
+    std::shared_ptr<bool> over = std::make_shared<bool>(false);  // answered by its timer
   };
 
   Devices(EventLoop& loop, Events events, Netlink route, Netlink listener);

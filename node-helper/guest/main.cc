@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-journal.h>
 #include <unistd.h>
@@ -40,8 +41,17 @@ void journal_log_sink(LogLevel level, std::string_view message) {
                    message.data());
 }
 
+// Every task of a wide node may wait in task.enter at once.
+void allow_many_files() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int run(const Config& config) {
   ::signal(SIGPIPE, SIG_IGN);
+  allow_many_files();
   auto loop = EventLoop::create();
   if (!loop) {
     log_error(loop.error().message);
