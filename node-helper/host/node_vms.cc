@@ -254,7 +254,10 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
   }
   if (look->migrating) return Error{Code::kPrecondition, fmt::format("{}: is moving already", vm)};
   const std::int64_t memory = look->domain.memory_bytes;
-  auto stats = hypervisor_.migrate(vm, args, request.deadline, [&](const MigrateProgress& m) {
+  // Aborting takes a moment, and the caller should hear of it rather than of nothing.
+  const milliseconds margin = std::min(milliseconds(1'500), request.deadline.left() / 4);
+  const Deadline limit = Deadline::at(request.deadline.time() - margin);
+  auto stats = hypervisor_.migrate(vm, args, limit, [&](const MigrateProgress& m) {
     progress({{"done_bytes", m.done_bytes},
               {"total_bytes", m.total_bytes},
               {"remaining_bytes", m.remaining_bytes},

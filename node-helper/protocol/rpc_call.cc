@@ -17,7 +17,9 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "rpc_call: PARAMS_JSON must be an object\n");
     return 2;
   }
-  MungeCredentials credentials;
+  // Another munged, with another key, for tests of refusal.
+  const char* socket = std::getenv("SYMVIRT_MUNGE_SOCKET");
+  MungeCredentials credentials(socket == nullptr ? "" : socket);
   RpcClient client({.host = argv[1], .address = "", .port = std::atoi(argv[2])}, credentials);
   const auto timeout = std::chrono::milliseconds(argc > 5 ? 1000L * std::atoi(argv[5]) : 30'000L);
   auto result = client.call(argv[3], params, Deadline::after(timeout),
