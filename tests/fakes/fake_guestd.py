@@ -199,5 +199,5 @@ class FakeGuestd:
                     return found
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"{self.path}: {len(found)} of {count} steps registered; log {self.log}")
+                    raise TimeoutError(f"{self.path}: {len(found)} of {count} steps registered; last {self.log[-5:]}")
                 self._changed.wait(left)

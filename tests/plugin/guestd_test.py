@@ -121,7 +121,7 @@ def check(condition, what):
 
 def moves(bed, ports):
     """Ten times what a move does to the ranks, then a lease that runs out; the ring's sum is right in the end."""
-    run = bed.popen("srun", "--symvirt", "--mpi=pmix", "-N2", "-n4", "--ntasks-per-node=2", "--time=1", f"{bed.dir}/rank", "ring", "7")
+    run = bed.popen("srun", "--symvirt", "--mpi=pmix", "-N2", "-n4", "--ntasks-per-node=2", "--time=1", f"{bed.dir}/rank", "ring", f"{bed.dir}/until")
     job = 1
     bed.wait(lambda: members(ports, job) == 4, 20, "members")
     time.sleep(0.3)  # connections are there
@@ -150,6 +150,7 @@ def moves(bed, ports):
     pids = [a["pid"] for r in third for a in r["answers"]]
     check(all(states(pid) == {"T"} for pid in pids), "ranks are held")
     bed.wait(lambda: not any("T" in states(pid) for pid in pids), 5, "end of the lease")
+    bed.write("until", "")
     out, err = run.communicate(timeout=40)
     check(run.returncode == 0 and len(re.findall(r"^ring .* ok$", out, re.M)) == 4, out + err)
     print(f"  both rounds of quiesce, 2 nodes x 2 ranks: median {1000 * statistics.median(quiesce):.1f} ms")

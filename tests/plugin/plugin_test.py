@@ -102,15 +102,20 @@ def stop(pid):
     bed.wait(lambda: set(thread_states(pid)) == {"T"}, 5, "stopped process")
 
 
+UNTIL = object()  # in a Run's command: until finish()
+
+
 class Run:
     """A running srun of ranks with its registered steps and members."""
 
     def __init__(self, *command, nodes=2, tasks=4, members=None, srun=(), env=None):
         members = tasks if members is None else members
-        earlier = {node: guests[node].steps() for node in bed.nodes}
-        self.process = bed.popen("srun", "--symvirt", *PMIX, f"-N{nodes}", f"-n{tasks}",
-            f"--ntasks-per-node={tasks // nodes}", *srun, *command, env=env)
         used = bed.nodes[:nodes]
+        self.until = f"{bed.dir}/out/until-{os.urandom(4).hex()}"
+        command = [self.until if word is UNTIL else word for word in command]
+        earlier = {node: guests[node].steps() for node in bed.nodes}
+        self.process = bed.popen("srun", "--symvirt", *PMIX, f"-N{nodes}", f"-n{tasks}", "-w", ",".join(used),
+            f"--ntasks-per-node={tasks // nodes}", *srun, *command, env=env)
         try:
             self.steps = [guests[node].wait_for_step(but=earlier[node])[0] for node in used]
             bed.wait(lambda: len(self.pids()) == members, 20, f"{members} members")
@@ -134,6 +139,7 @@ class Run:
         return [a for r in results for a in r["answers"]], seconds
 
     def finish(self, timeout=40):
+        open(self.until, "w", encoding="utf-8").close()
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
 
@@ -356,7 +362,7 @@ class InAVm(Case):
         return quiesce, resume
 
     def test_ring_goes_on_through_twenty_holds(self):
-        run = Run(options.rank_copy, "ring", "5")
+        run = Run(options.rank_copy, "ring", UNTIL)
         # Proof of the path: the ranks talk over the fabric, not over the management network.
         def sockets_of_ranks():
             lines = testbed.output("nsenter", "-t", str(run.pids()[0]), "-n", "ss", "-tnp").splitlines()
@@ -371,7 +377,7 @@ class InAVm(Case):
 
     def test_times_of_a_step(self):
         for ranks in (2, 8):
-            run = Run(options.rank_copy, "spin", "3", nodes=1, tasks=ranks)
+            run = Run(options.rank_copy, "spin", UNTIL, nodes=1, tasks=ranks)
             quiesce, resume = self.quiesce_again_and_again(run, 20, 0.01, ranks)
             status, out, err = run.finish()
             self.assertEqual(status, 0, out + err)
@@ -380,12 +386,12 @@ class InAVm(Case):
 
     def test_forking_ranks_and_threads(self):
         for mode in ("fork", "threads"):
-            run = Run(options.rank_copy, mode, "2.5")
+            run = Run(options.rank_copy, mode, UNTIL)
             self.quiesce_again_and_again(run, 8, 0.02, 4)
             self.assert_all_ok(run)
 
     def test_a_rank_that_ends_during_a_quiesce_has_left(self):
-        run = Run(options.rank_copy, "spin", "20", nodes=1, tasks=2)
+        run = Run(options.rank_copy, "spin", UNTIL, nodes=1, tasks=2)
         pids = run.pids()
         stop(pids[0])  # so that it cannot answer
         result = []
@@ -409,7 +415,7 @@ class InAVm(Case):
         run.finish()
 
     def test_deadline_names_the_rank_that_does_not_answer(self):
-        run = Run(options.rank_copy, "spin", "2", nodes=1, tasks=2)
+        run = Run(options.rank_copy, "spin", UNTIL, nodes=1, tasks=2)
         pids = run.pids()
         stop(pids[1])
         epoch = self.next_epoch()
@@ -493,7 +499,7 @@ class InAVm(Case):
         print(f"  under fire: {counts}")
 
     def test_guestd_restarted_while_ranks_are_held(self):
-        run = Run(options.rank_copy, "ring", "2")
+        run = Run(options.rank_copy, "ring", UNTIL)
         epoch = self.next_epoch()
         run.quiesce(epoch)
         pids = run.pids()
@@ -514,7 +520,7 @@ class InAVm(Case):
         self.assert_all_ok(run)
 
     def test_broken_messages_of_guestd_do_no_harm(self):
-        run = Run(options.rank_copy, "ring", "2")
+        run = Run(options.rank_copy, "ring", UNTIL)
         for step in run.steps:
             step.send_raw(b'garbage\n{"id":1}\n\n[]\n\xff\xfe\n')
             with self.assertRaisesRegex(CallError, "INVALID_ARGUMENT.*'epoch'"):
@@ -524,7 +530,7 @@ class InAVm(Case):
         self.assert_all_ok(run)
 
     def test_held_job_can_be_cancelled(self):
-        run = Run(options.rank_copy, "ring", "30")
+        run = Run(options.rank_copy, "ring", UNTIL)
         run.quiesce(self.next_epoch())
         pids = run.pids()
         bed.as_user("scancel", str(run.steps[0].registered["job"]))
@@ -536,7 +542,7 @@ class InAVm(Case):
         for guest in guests.values():
             guest.epoch, guest.at_rest = epoch, True
         try:
-            run = Run(options.rank_copy, "spin", "2", nodes=1, tasks=2)
+            run = Run(options.rank_copy, "spin", UNTIL, nodes=1, tasks=2)
         finally:
             for guest in guests.values():
                 guest.at_rest = False

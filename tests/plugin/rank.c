@@ -1,11 +1,13 @@
-/* MPI ranks for the integration test. rank MODE [ARGUMENT]
+/* MPI ranks for the integration test. rank MODE TIME
  *
- *   ring SECONDS    a token goes round for that long and is changed by every rank; the sum is
+ * TIME is a number of seconds, or a path: until a file is there.
+ *
+ *   ring TIME       a token goes round for that long and is changed by every rank; the sum is
  * checked at the end. Prints "ring rank R of N rounds K pause S ok|WRONG", the longest gap between
- * two rounds in seconds spin SECONDS    MPI_Init, then no MPI call (a compute phase), then
- * MPI_Finalize leave SECONDS   rank 0 exits without MPI_Finalize after half the time (its own
- * choice, status 0), others stay fork SECONDS    like ring, but every rank forks children all the
- * time that run on for a while and exit threads SECONDS like ring under MPI_THREAD_MULTIPLE, one
+ * two rounds in seconds spin TIME       MPI_Init, then no MPI call (a compute phase), then
+ * MPI_Finalize leave TIME      rank 0 exits without MPI_Finalize after half the time (its own
+ * choice, status 0), others stay fork TIME       like ring, but every rank forks children all the
+ * time that run on for a while and exit threads TIME    like ring under MPI_THREAD_MULTIPLE, one
  * pair of communicating threads besides
  */
 #include <mpi.h>
@@ -23,6 +25,11 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static const char* until; /* NULL: seconds count */
+static double end;
+
+static int time_is_over(void) { return until ? access(until, F_OK) == 0 : now() >= end; }
+
 static int rank, size;
 static volatile int stop_threads;
 
@@ -38,16 +45,15 @@ static void fork_some(long round) {
 }
 
 /* Rank 0 decides when the time is over, and says so with the token. */
-static int ring(double seconds, int forks) {
+static int ring(int forks) {
   const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
   long token[2] = {0, 0}; /* sum, stop */
   long rounds = 0, expected = 0;
   double longest = 0, last = now();
-  const double end = last + seconds;
   int wrong = 0;
   while (!token[1]) {
     if (rank == 0) {
-      token[1] = now() >= end;
+      token[1] = time_is_over();
       if (size > 1) {
         MPI_Send(token, 2, MPI_LONG, next, 7, MPI_COMM_WORLD);
         MPI_Recv(token, 2, MPI_LONG, previous, 7, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
@@ -91,14 +97,15 @@ static void* talk(void* communicator) {
 int main(int argc, char** argv) {
   const char* mode = argc > 1 ? argv[1] : "ring";
   const double seconds = argc > 2 ? atof(argv[2]) : 1;
+  until = argc > 2 && argv[2][0] == '/' ? argv[2] : NULL;
   const int threads = strcmp(mode, "threads") == 0;
   int provided = 0, status = 0;
   MPI_Init_thread(&argc, &argv, threads ? MPI_THREAD_MULTIPLE : MPI_THREAD_SINGLE, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
+  end = now() + seconds;
   if (strcmp(mode, "spin") == 0) {
-    const double end = now() + seconds;
-    while (now() < end) usleep(100);
+    while (!time_is_over()) usleep(100);
   } else if (strcmp(mode, "leave") == 0) {
     usleep((useconds_t)(seconds * 5e5));
     if (rank == 0) _exit(0);
@@ -110,12 +117,12 @@ int main(int argc, char** argv) {
     if (provided != MPI_THREAD_MULTIPLE) return 3;
     MPI_Comm_dup(MPI_COMM_WORLD, &other);
     pthread_create(&thread, NULL, talk, &other);
-    status = ring(seconds, 0);
+    status = ring(0);
     stop_threads = 1;
     pthread_join(thread, NULL);
     MPI_Comm_free(&other);
   } else {
-    status = ring(seconds, strcmp(mode, "fork") == 0);
+    status = ring(strcmp(mode, "fork") == 0);
   }
   MPI_Finalize();
   if (rank == 0) printf("finalized\n");
