@@ -14,6 +14,16 @@ constexpr const char* kAbout =
     "symvirtd is sought at --server, else $SYMVIRTD_SERVER, else on this machine as its\n"
     "symvirtd.toml says. Manual: symvirtctl(1)";
 
+// CLI11's own PositiveNumber prints 600 digits when it refuses.
+const CLI::Validator kFromOne(
+    [](std::string& text) {
+      const bool digits = !text.empty() && text.find_first_not_of("0123456789") == text.npos;
+      return digits && text.find_first_not_of('0') != text.npos
+                 ? std::string()
+                 : "a whole number from 1 on is wanted, not " + text;
+    },
+    "", "from 1");
+
 class CommandLine {
  public:
   CommandLine(CtlOptions& o, const std::string& version) : o_(o), app_(kAbout, "symvirtctl") {
@@ -45,7 +55,7 @@ class CommandLine {
     add_id(add(Command::kCancel, "cancel", "End a transaction: its VMs stay where they are"));
     CLI::App* events = add(Command::kEvents, "events", "What happened, as far back as is kept");
     events->add_flag("-f,--follow", o.follow, "From now on (or from --since), until Ctrl-C");
-    events->add_option("-n,--since", o.since, "From event number N on")->check(CLI::PositiveNumber);
+    events->add_option("-n,--since", o.since, "From event number N on")->check(kFromOne);
     add(Command::kDevices, "devices", "Passthrough devices of all hosts");
     add(Command::kDoctor, "doctor", "Look for what is wrong, and say what to do");
     add(Command::kCheckConfig, "check-config", "Check symvirtd's configuration file; asks nobody");
@@ -79,13 +89,11 @@ class CommandLine {
     return sub;
   }
   void add_id(CLI::App* sub) {
-    sub->add_option("ID", o_.id, "Number of the transaction")
-        ->required()
-        ->check(CLI::PositiveNumber);
+    sub->add_option("ID", o_.id, "Number of the transaction")->required()->check(kFromOne);
   }
   void add_timeout(CLI::App* sub) {
     sub->add_option("--timeout", o_.timeout_s, "Watch for so many seconds at most")
-        ->check(CLI::PositiveNumber);
+        ->check(kFromOne);
   }
   void add_no_wait(CLI::App* sub) {
     // `wait` holds the flag itself until parse() turns it round.

@@ -80,6 +80,11 @@ TEST(Options, WrongOnesExitWithOneAndAReason) {
   }
 }
 
+TEST(Options, ANumberThatIsNoneIsNamed) {
+  EXPECT_NE(bad({"show", "-3"}).err.find("not -3"), std::string::npos) << bad({"show", "-3"}).err;
+  EXPECT_LT(bad({"show", "x"}).err.size(), 200u);
+}
+
 TEST(Options, HelpAndVersionAreNoErrors) {
   const ParseEnd help = bad({"--help"});
   EXPECT_EQ(help.exit_code, 0);
