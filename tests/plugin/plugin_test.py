@@ -449,6 +449,16 @@ class InAVm(Case):
         with self.assertRaisesRegex(CallError, "DEADLINE.*rank 0"):
             run.quiesce(self.next_epoch(), timeout_ms=300)
 
+    def test_process_that_left_the_step_is_no_member(self):
+        script = f"(setsid {options.client} cycle 1 &) ; sleep 2"
+        run = Run("bash", "-c", script, nodes=1, tasks=1, members=0)
+        log = f"{bed.dir}/slurmd-n1.log"
+        refusal = f"[{run.steps[0].registered['job']}.0] symvirt: HELLO refused: rank 0"
+        bed.wait(lambda: refusal in open(log, encoding="utf-8", errors="replace").read(), 10, "refusal in the log")
+        answers, held, _ = run.quiesce(self.next_epoch())
+        self.assertEqual((answers, held), ([], 0))
+        self.assertEqual(run.finish()[0], 0)
+
     def test_exit_in_the_middle_of_a_hold_takes_nobody_down(self):
         run = Run(options.client, "quit", "0.6", nodes=1, tasks=2)
         run.quiesce(self.next_epoch())
