@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "node-helper/host/libvirt.h"
+#include "node-helper/host/timed_gate.h"
 
 namespace symvirt::host {
 
@@ -58,7 +59,7 @@ struct Libvirt::Connection {
 struct Libvirt::Shared : std::enable_shared_from_this<Libvirt::Shared> {
   std::string uri;
   HypervisorEvents events;
-  std::timed_mutex open_mutex;  // one thread opens
+  TimedGate open_mutex;  // one thread opens
   std::mutex mutex;
   ConnectionPtr current;
   std::uint64_t next_call = 1;

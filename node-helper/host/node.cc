@@ -202,10 +202,10 @@ Result<json> Node::handle(const RpcRequest& request) {
   return result;
 }
 
-std::shared_ptr<std::timed_mutex> Node::vm_lock(const std::string& vm) {
+std::shared_ptr<TimedGate> Node::vm_lock(const std::string& vm) {
   std::lock_guard lock(mutex_);
   auto& slot = locks_[vm];
-  if (!slot) slot = std::make_shared<std::timed_mutex>();
+  if (!slot) slot = std::make_shared<TimedGate>();
   return slot;
 }
 

@@ -19,6 +19,7 @@
 #include "node-helper/host/guest_link.h"
 #include "node-helper/host/hypervisor.h"
 #include "node-helper/host/store.h"
+#include "node-helper/host/timed_gate.h"
 #include "node-helper/protocol/operation_log.h"
 #include "node-helper/protocol/rpc.h"
 
@@ -74,7 +75,7 @@ class Node {
   bool is_ours(const VmLook& look, const VmRecord& record) const;
   Result<VmLook> look_here(const std::string& vm,
                            Deadline deadline);  // running or paused, or an error
-  std::shared_ptr<std::timed_mutex> vm_lock(const std::string& vm);
+  std::shared_ptr<TimedGate> vm_lock(const std::string& vm);
 
   // What reserve does to a record.
   Status assign(NodeState& state, const std::string& vm, const json& slots, bool replace,
@@ -118,7 +119,7 @@ class Node {
   };
   std::map<std::string, LiveLease> leases_;
   std::uint64_t next_token_ = 1;
-  std::map<std::string, std::shared_ptr<std::timed_mutex>> locks_;
+  std::map<std::string, std::shared_ptr<TimedGate>> locks_;
   std::deque<std::function<void()>> jobs_;
   std::thread worker_;
 };

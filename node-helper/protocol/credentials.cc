@@ -22,6 +22,17 @@ Error munge_error(const char* what, munge_err_t err) {
                fmt::format("{}: {}", what, munge_strerror(err))};
 }
 
+class Slot {
+ public:
+  explicit Slot(std::counting_semaphore<kMungeAtOnce>& slots) : slots_(slots) { slots_.acquire(); }
+  ~Slot() { slots_.release(); }
+  Slot(const Slot&) = delete;
+  Slot& operator=(const Slot&) = delete;
+
+ private:
+  std::counting_semaphore<kMungeAtOnce>& slots_;
+};
+
 Result<Context> make_context(const std::string& socket, int ttl_s) {
   Context ctx(munge_ctx_create());
   if (!ctx) return Error{Code::kInternal, "munge: out of memory"};
@@ -36,6 +47,7 @@ Result<std::string> MungeCredentials::encode(std::string_view payload) {
   auto ctx = make_context(socket_, ttl_s_);
   if (!ctx) return ctx.error();
   char* text = nullptr;
+  const Slot slot(slots_);
   const munge_err_t err =
       munge_encode(&text, ctx->get(), payload.data(), static_cast<int>(payload.size()));
   std::unique_ptr<char, decltype(&std::free)> owner(text, std::free);
@@ -50,6 +62,7 @@ Result<Identity> MungeCredentials::decode(std::string_view credential) {
   int size = 0;
   Identity id;
   const std::string text(credential);
+  const Slot slot(slots_);
   const munge_err_t err = munge_decode(text.c_str(), ctx->get(), &data, &size, &id.uid, &id.gid);
   std::unique_ptr<void, decltype(&std::free)> owner(data, std::free);
   // libmunge hands out the payload of expired and replayed credentials too: it must not be used.

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <semaphore>
 #include <string>
 #include <string_view>
 
@@ -26,6 +27,10 @@ class Credentials {
   virtual Result<Identity> decode(std::string_view credential) = 0;
 };
 
+// munged's socket has a short queue: hundreds of threads that ask at once get "socket communication
+// error". A few at a time are as fast, since munged has two threads by default.
+inline constexpr int kMungeAtOnce = 8;
+
 // A context per call: libmunge's contexts are not for several threads, and creating one is cheap
 // beside the round trip.
 class MungeCredentials : public Credentials {
@@ -39,6 +44,7 @@ class MungeCredentials : public Credentials {
  private:
   std::string socket_;
   int ttl_s_;
+  std::counting_semaphore<kMungeAtOnce> slots_{kMungeAtOnce};
 };
 
 }  // namespace symvirt
