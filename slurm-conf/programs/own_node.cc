@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 
 #include "slurm-conf/programs/subprocess.h"
 
@@ -57,6 +58,20 @@ std::string own_node_name() {
   gethostname(name, sizeof name - 1);
   const std::string full = name;
   return full.substr(0, full.find('.'));
+}
+
+bool in_vm_node(const std::filesystem::path& root) {
+  std::error_code ignored;
+  if (std::filesystem::exists(root / "run/symvirt/guestd.sock", ignored) ||
+      std::filesystem::exists(root / "dev/virtio-ports/org.symvirt.guest.0", ignored))
+    return true;
+  for (const auto& port :
+       std::filesystem::directory_iterator(root / "sys/class/virtio-ports", ignored)) {
+    std::string name;
+    std::ifstream(port.path() / "name") >> name;
+    if (name == "org.symvirt.guest.0") return true;
+  }
+  return false;
 }
 
 Result<NodeNow> parse_node(const std::string& line) {

@@ -2,6 +2,7 @@
 // with a reason of ours, never touching somebody else's.
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 #include "common/deadline.h"
@@ -19,6 +20,10 @@ struct NodeNow {
 
 // $SLURMD_NODENAME, or the short host name.
 std::string own_node_name();
+
+// Whether this machine is a VM of SymVirt's, by what only such a one has. Not by our configuration
+// files: an image may be used for both. root: "/" or a test's.
+bool in_vm_node(const std::filesystem::path& root);
 
 // From `scontrol -o show node`.
 Result<NodeNow> parse_node(const std::string& line);

@@ -46,20 +46,6 @@ bool asked_for_vm() {
   return std::getenv("SPANK__SLURM_SPANK_OPTION_symvirt_symvirt") != nullptr;
 }
 
-// By what only a VM of ours has. Not by our configuration files: an image may be used for both.
-bool in_vm(const fs::path& root) {
-  std::error_code ignored;
-  if (fs::exists(root / "run/symvirt/guestd.sock", ignored) ||
-      fs::exists(root / "dev/virtio-ports/org.symvirt.guest.0", ignored))
-    return true;
-  for (const auto& port : fs::directory_iterator(root / "sys/class/virtio-ports", ignored)) {
-    std::string name;
-    std::ifstream(port.path() / "name") >> name;
-    if (name == "org.symvirt.guest.0") return true;
-  }
-  return false;
-}
-
 bool names_plugin(const fs::path& file) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {
@@ -139,7 +125,7 @@ int main() {
   if (!asked_for_vm()) return 0;
   openlog("symvirt-prolog", LOG_PID | LOG_PERROR, LOG_DAEMON);
   const std::string job = variable("SLURM_JOB_ID");
-  if (!in_vm("/")) return hold_job(job);
+  if (!in_vm_node("/")) return hold_job(job);
   std::string trouble = missing_part(own_prefix());
   if (trouble.empty()) trouble = device_trouble(job);
   if (trouble.empty()) return 0;

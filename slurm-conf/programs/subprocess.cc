@@ -19,6 +19,8 @@ extern char** environ;
 namespace symvirt {
 namespace {
 
+constexpr auto kForTheKill = std::chrono::seconds(1);
+
 // Reads until every writer has gone or the deadline passes; false: the deadline.
 bool read_all(int fd, std::string& output, Deadline deadline) {
   char buffer[4096];
@@ -80,7 +82,9 @@ Result<ProgramResult> run_program(const std::vector<std::string>& argv, Deadline
   int status = 0;
   if (!read_all(ours.get(), result.output, deadline) || !wait_until(*pid, status, deadline)) {
     kill(-*pid, SIGKILL);
-    waitpid(*pid, &status, 0);
+    // Not for ever: one that hangs in the kernel (a dead file system) cannot be killed, and has to
+    // be told of all the same.
+    wait_until(*pid, status, Deadline::after(kForTheKill));
     return Error{Code::kDeadline, fmt::format("{}: not done in time; killed", argv[0])};
   }
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -9,6 +9,7 @@ namespace symvirt {
 namespace {
 
 constexpr std::int64_t kSecond = 1'000'000'000;
+constexpr std::int64_t kUsualGrant = 3 * kSecond;  // Slurm's scheduler needs one or two
 
 bool contains(const std::vector<std::string>& list, const std::string& item) {
   return std::find(list.begin(), list.end(), item) != list.end();
@@ -160,6 +161,22 @@ void cancel_needless(const View& view, Decisions& out) {
   }
 }
 
+// Waiting is no failure, but an administrator who drained a host wants to know why it is still
+// DRAINING.
+void note_waiting(const View& view, Decisions& out) {
+  for (const auto& [id, tx] : *view.transactions) {
+    if (tx.ended() || tx.kind != TxKind::kEvacuate || tx.phase != Phase::kAcquire) continue;
+    if (view.now_ns - tx.phase_begin_ns < kUsualGrant) continue;
+    for (const VmPart& vm : tx.vms) {
+      if (vm.status != StepStatus::kPending) continue;
+      out.notes[vm.vm] = fmt::format(
+          "transaction {} waits for a host: no healthy one has a free device; its launcher job is "
+          "pending (squeue -p {})",
+          id, view.config->hosts_partition);
+    }
+  }
+}
+
 int gres_count(const std::string& gres, const std::string& name) {
   std::size_t pos = 0;
   while (pos < gres.size()) {
@@ -298,6 +315,7 @@ Decisions decide(const View& view) {
   Decisions out;
   std::set<std::string> handled;
   cancel_needless(view, out);
+  note_waiting(view, out);
   find_lost(view, out);
   for (const Decision& d : out.list) {
     if (d.kind == Decision::Kind::kVmLost) handled.insert(d.node);

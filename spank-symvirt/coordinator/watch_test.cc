@@ -171,6 +171,20 @@ TEST(Watch, WaitingIsGivenUpWhenTheDrainIsUndone) {
   EXPECT_TRUE(w.of(Decision::Kind::kCancel).empty());
 }
 
+TEST(Watch, WaitingForAHostIsSaid) {
+  World w;
+  w.node("hv1").drain = true;
+  Transaction tx = w.of(Decision::Kind::kBegin).at(0).tx;
+  tx.id = 5;
+  tx.phase = Phase::kAcquire;
+  tx.phase_begin_ns = 1'000'000'000'000 - 10'000'000'000;
+  tx.vms[0].status = StepStatus::kPending;
+  w.transactions[5] = tx;
+  EXPECT_NE(w.decide().notes.at("v1").find("waits for a host"), std::string::npos);
+  w.transactions[5].phase_begin_ns = 1'000'000'000'000;
+  EXPECT_EQ(w.decide().notes.count("v1"), 0u);
+}
+
 TEST(Watch, SurplusVmNodesAreDrainedAndComeBack) {
   World w;
   w.jobs.clear();

@@ -42,6 +42,7 @@ Variables task_variables(const TaskEnvironment& environment, const Lookup& looku
   // to rest, or the management NIC.
   set_default("OMPI_MCA_pml", "ob1");
   set_default("OMPI_MCA_btl", "tcp,vader,self");
+  set_default("OMPI_MCA_osc", "^ucx");  // chosen for MPI windows whatever the pml is
   // Include and exclude together are an error of Open MPI's.
   if (!environment.networks.empty() && !lookup("OMPI_MCA_btl_tcp_if_exclude")) {
     set_default("OMPI_MCA_btl_tcp_if_include", joined(environment.networks));

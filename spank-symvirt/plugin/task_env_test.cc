@@ -29,6 +29,7 @@ TEST(TaskEnvironment, KeepsAJobOnThePassthroughNic) {
                               {"LD_PRELOAD", "/l/hooks.so"},
                               {"OMPI_MCA_pml", "ob1"},
                               {"OMPI_MCA_btl", "tcp,vader,self"},
+                              {"OMPI_MCA_osc", "^ucx"},
                               {"OMPI_MCA_btl_tcp_if_include", "10.78.0.0/24,10.79.0.0/24"},
                           }));
 }

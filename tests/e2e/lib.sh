@@ -113,3 +113,35 @@ check_ring() {
   [ "${RING_NET:-10.78.}" = "" ] || assert_lt 0 "$(ring_field "$1" sockets_on_net)" "sockets over the passthrough network"
   say "job $1: $(ring_field "$1" iterations) iterations, longest pause $(ring_field "$1" longest_pause_s) s"
 }
+
+# ---- evacuations
+
+symvirtd_log() { echo "$MC_DIR/machines/ctl/log/symvirtd.out"; }
+log_lines() { wc -l < "$(symvirtd_log)"; }
+# said_since LINE PATTERN: symvirtd's log has it after that line.
+said_since() { tail -n "+$(($1 + 1))" "$(symvirtd_log)" | grep -qE "$2"; }
+# vms_on HOST: names of the VMs whose domain runs there.
+vms_on() { on "$1" timeout 10 virsh -q list --name 2>/dev/null | sort | xargs; }
+host_is_empty() { [ -z "$(vms_on "$1")" ]; }
+# one_copy_each: every VM runs on exactly one host.
+one_copy_each() {
+  local vm
+  for vm in "${VMS[@]}"; do
+    assert_eq 1 "$(for h in "${HOSTS[@]}"; do vms_on "$h"; done | tr ' ' '\n' | grep -cx "$vm")" "running copies of $vm"
+  done
+}
+# job_alive ID: still running, and iterating: two looks differ.
+job_alive() {
+  local before
+  assert_eq RUNNING "$(job_state "$1")" "job $1"
+  before=$(ring_progress "$1")
+  wait_for 60 "job $1 to go on after iteration $before" ring_is_beyond "$1" "$before"
+}
+ring_is_beyond() { [ "$(ring_progress "$1")" -gt "$2" ]; }
+# drained_under_job HOST ID: the host is DRAINED and empty while the job runs on.
+drained_under_job() {
+  wait_for 120 "$1 to be drained (is $(node_state "$1"))" node_is "$1" drained
+  assert_eq RUNNING "$(job_state "$2")" "job $2 when $1 was drained"
+  host_is_empty "$1" || fail "$1 is drained, but runs $(vms_on "$1")"
+  say "$1 is drained and empty"
+}

@@ -225,7 +225,7 @@ class NotInAVm(Case):
     def test_other_jobs_do_not_notice_us_even_with_broken_configuration(self):
         for configuration in (plugstack(), plugstack("nonsense", "guestd_socket=here")):
             bed.plugstack(configuration)
-            done = bed.as_user("srun", "-N2", "-n2", *PMIX, options.rank_copy, "ring", "0.1")
+            done = bed.as_user("srun", "-N1", "-n2", *PMIX, options.rank_copy, "ring", "0.1")
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertEqual(done.stderr.replace("\n", "").count("symvirt:"), 0, done.stderr)
             done, text = bed.sbatch_wait("--export=ALL", script="env; srun env\n", env={"SYMVIRT": "0"})
@@ -372,6 +372,11 @@ class InAVm(Case):
         self.assertNotIn("10.77.", sockets_of_ranks())
         quiesce, resume = self.quiesce_again_and_again(run, 20, 0.05, 4)
         self.assert_all_ok(run)
+        # mpi.conf says tree; what the plugin set in slurmstepd counts.
+        step = f"[{run.steps[0].registered['job']}.0]"
+        with open(f"{bed.dir}/slurmd-n1.log", encoding="utf-8", errors="replace") as f:
+            fences = {kind for line in f if step in line for kind in re.findall("COLL_FENCE_[A-Z]+", line)}
+        self.assertEqual(fences, {"COLL_FENCE_RING"})
         figures["quiesce to held, 2 nodes x 2 ranks, busy ring"] = quiesce
         figures["resume, 2 nodes x 2 ranks"] = resume
 
@@ -443,6 +448,16 @@ class InAVm(Case):
         time.sleep(0.2)
         with self.assertRaisesRegex(CallError, "DEADLINE.*rank 0"):
             run.quiesce(self.next_epoch(), timeout_ms=300)
+
+    def test_process_that_left_the_step_is_no_member(self):
+        script = f"(setsid {options.client} cycle 1 &) ; sleep 2"
+        run = Run("bash", "-c", script, nodes=1, tasks=1, members=0)
+        log = f"{bed.dir}/slurmd-n1.log"
+        refusal = f"[{run.steps[0].registered['job']}.0] symvirt: HELLO refused: rank 0"
+        bed.wait(lambda: refusal in open(log, encoding="utf-8", errors="replace").read(), 10, "refusal in the log")
+        answers, held, _ = run.quiesce(self.next_epoch())
+        self.assertEqual((answers, held), ([], 0))
+        self.assertEqual(run.finish()[0], 0)
 
     def test_exit_in_the_middle_of_a_hold_takes_nobody_down(self):
         run = Run(options.client, "quit", "0.6", nodes=1, tasks=2)
@@ -582,7 +597,7 @@ def main():
     options = parser.parse_args()
     options.objects = os.path.abspath(options.objects)
     testbed.enter()
-    bed = testbed.Testbed(plugstack(), "JobSubmitPlugins=lua", LUA)
+    bed = testbed.Testbed(plugstack(), "JobSubmitPlugins=lua", LUA, fence="tree")
     options.rank_copy = f"{bed.dir}/rank"  # where the unprivileged user can reach it
     shutil.copy(options.rank, options.rank_copy)
     shutil.copy(options.client, f"{bed.dir}/client")

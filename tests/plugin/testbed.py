@@ -53,7 +53,7 @@ SlurmctldPidFile={dir}/slurmctld.pid
 SlurmdPidFile={dir}/slurmd-%n.pid
 SlurmctldLogFile={dir}/slurmctld.log
 SlurmdLogFile={dir}/slurmd-%n.log
-SlurmdDebug=verbose
+SlurmdDebug=debug
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -73,7 +73,7 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP OverSubscri
 
 
 class Testbed:
-    def __init__(self, plugstack, slurm_conf_extra="", job_submit_lua=None, nodes=2):
+    def __init__(self, plugstack, slurm_conf_extra="", job_submit_lua=None, nodes=2, fence="ring"):
         self.dir = os.environ.get("SYMVIRT_TESTBED_DIR") or f"/var/tmp/symvirt-plugin-{os.urandom(4).hex()}"
         os.makedirs(self.dir, exist_ok=True)
         os.chmod(self.dir, 0o755)
@@ -82,7 +82,7 @@ class Testbed:
         self.env = dict(os.environ, SLURM_CONF=f"{self.dir}/slurm.conf", HOME="/tmp")
         self.env.pop(MARK)
         self.write("slurm.conf", SLURM_CONF.format(dir=self.dir, extra=slurm_conf_extra))
-        self.write("mpi.conf", "PMIxCollFence=ring\n")
+        self.write("mpi.conf", f"PMIxCollFence={fence}\n")
         self.write("cgroup.conf", "CgroupPlugin=cgroup/v1\n")
         if job_submit_lua:
             self.write("job_submit.lua", job_submit_lua)
