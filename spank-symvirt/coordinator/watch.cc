@@ -238,6 +238,22 @@ void keep_capacity(const View& view, Decisions& out) {
   }
 }
 
+// Slurm takes the node for up, but there is no VM: somebody set its state by hand, or the VM ended
+// when nobody looked. Only powering it down brings the node back to where Slurm starts it again.
+void power_down_ghosts(const View& view, Decisions& out) {
+  for (const ClassConfig& c : view.config->classes) {
+    for (const std::string& vm : c.nodes) {
+      const NodeInfo* node = find_node(view, vm);
+      if (node == nullptr || !node->idle || node->powered_down || node->powering_down ||
+          node->powering_up)
+        continue;
+      if (up(view, vm) || live_with(view, vm) != nullptr || !jobs_on(view, vm).empty()) continue;
+      out.list.push_back(
+          {Decision::Kind::kPowerDown, {}, 0, vm, "symvirt: Slurm has it up, but its VM is off"});
+    }
+  }
+}
+
 void find_lost(const View& view, Decisions& out) {
   if (view.hosts == nullptr) return;
   for (const auto& [name, record] : *view.vms) {
@@ -323,6 +339,7 @@ Decisions decide(const View& view) {
   for (const NodeInfo& node : *view.nodes) {
     if (node.drain || node.fail) begin_evacuations(view, node, out, handled);
   }
+  power_down_ghosts(view, out);
   keep_capacity(view, out);
   return out;
 }

@@ -171,6 +171,20 @@ TEST(Watch, WaitingIsGivenUpWhenTheDrainIsUndone) {
   EXPECT_TRUE(w.of(Decision::Kind::kCancel).empty());
 }
 
+TEST(Watch, NodeWithoutItsVmIsPoweredDown) {
+  World w;
+  w.jobs.clear();
+  w.vms.clear();
+  w.node("v1").allocated = w.node("v2").allocated = false;
+  w.node("v1").idle = true;
+  w.node("v2").idle = w.node("v2").powered_down = true;
+  auto down = w.of(Decision::Kind::kPowerDown);
+  ASSERT_EQ(down.size(), 1u);
+  EXPECT_EQ(down[0].node, "v1");
+  w.node("v1").powering_up = true;
+  EXPECT_TRUE(w.of(Decision::Kind::kPowerDown).empty());
+}
+
 TEST(Watch, WaitingForAHostIsSaid) {
   World w;
   w.node("hv1").drain = true;

@@ -170,10 +170,14 @@ cmd_reset() {
   done
   for m in "${MC_VMS[@]}"; do
     [ $vms = no ] || in_machine ctl scontrol update nodename="$m" state=power_down_force 2>/dev/null || true
-    in_machine ctl scontrol update nodename="$m" state=resume 2>/dev/null || true
+    wait_until 90 "$m to be off or on" vm_is_settled "$m" || exit 1
+    # Resuming a node that needs none would tell Slurm that a node without a VM is up.
+    ! vm_needs_resume "$m" || in_machine ctl scontrol update nodename="$m" state=resume 2>/dev/null || true
   done
   for m in "${MC_HOSTS[@]}"; do wait_until 60 "$m to be usable" host_is_usable "$m" || exit 1; done
 }
+vm_is_settled() { ! in_machine ctl scontrol -o show node "$1" | grep -qE 'State=[^ ]*(POWERING_|COMPLETING)'; }
+vm_needs_resume() { in_machine ctl scontrol -o show node "$1" | grep -qE 'State=[^ ]*(DRAIN|DOWN(\+| |\*))'; }
 no_user_jobs() { [ -z "$(in_machine ctl squeue -h -u mpiuser -o %i)" ]; }
 host_is_usable() { in_machine ctl sinfo -h -n "$1" -o %T | grep -qE '^(idle|mixed|allocated)$'; }
 
