@@ -103,9 +103,16 @@ Result<json> Node::lease_open(const RpcRequest& request, const OperationLog::Pro
   lease.memory_bytes = p.number_or("memory_bytes", 0, std::int64_t{1} << 50, 0);
   lease.numa_node = static_cast<int>(p.number_or("numa_node", -1, 1023, -1));
   lease.gres = p.numbers_or_none("gres", 1 << 16);
+  const bool seen_before = p.flag_or("seen", false);
   if (Status s = p.status(); !s) return s.error();
   std::uint64_t token = 0;
   if (Status s = begin_lease(vm, lease, token); !s) return s.error();
+  if (seen_before) {
+    // We were restarted, and the VM may have left meanwhile.
+    std::lock_guard lock(mutex_);
+    if (auto it = leases_.find(vm); it != leases_.end() && it->second.token == token)
+      it->second.seen = true;
+  }
   log_info(fmt::format("{}: launcher job {} holds the lease", vm, lease.job_id));
 
   std::string told;
