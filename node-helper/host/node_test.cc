@@ -88,6 +88,13 @@ class NodeTest : public testing::Test {
   std::unique_ptr<Node> node_;
 };
 
+// noded was restarted while the VM left: only the launcher knows that it had been here.
+TEST_F(NodeTest, AVmThatWasSeenAndIsAbsentHasLeft) {
+  EXPECT_EQ(code_of("lease.open", {{"vm", "v1"}, {"job_id", 7}}, 1500), Code::kDeadline);
+  EXPECT_EQ(good("lease.open", {{"vm", "v1"}, {"job_id", 7}, {"seen", true}}, 5000)["reason"],
+            "ended");
+}
+
 TEST_F(NodeTest, AWholeLife) {
   reserve();
   EXPECT_EQ(good("vm.start", start_params("/nowhere/v1"))["state"], "running");
