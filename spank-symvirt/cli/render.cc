@@ -158,10 +158,11 @@ std::string render_status(const json& answer) {
                       : "does not answer: " + printable(text_of(answer, "slurm_error")));
   Table hosts({"HOST", "SLURM", "NODED", "VMS", "NOTE"});
   for (const json& h : list_of(answer, "hosts")) {
-    const std::string error = text_of(h, "error");
+    std::string note = text_of(h, "reason");
+    if (const std::string error = text_of(h, "error"); !error.empty())
+      note += (note.empty() ? "" : "; ") + error;
     hosts.add({text_of(h, "host"), text_of(h, "slurm_state"),
-               flag_of(h, "answers") ? "answers" : "silent", joined(list_of(h, "vms")),
-               error.empty() ? text_of(h, "reason") : error});
+               flag_of(h, "answers") ? "answers" : "silent", joined(list_of(h, "vms")), note});
   }
   Table vms({"VM", "CLASS", "HOST", "SLURM", "LAUNCHER", "TRANSACTION", "NOTE"});
   for (const json& v : list_of(answer, "vms")) {

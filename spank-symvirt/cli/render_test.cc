@@ -157,7 +157,7 @@ TEST(Status, HostsVmsAndNotes) {
   const std::string text = render_status(answer);
   EXPECT_THAT(text, HasSubstr("generation 4; slurmctld answers"));
   EXPECT_EQ(row(text, "hv1"), (Cells{"hv1", "DRAINED", "answers", "v1", "memory errors"}));
-  EXPECT_EQ(row(text, "hv2"), (Cells{"hv2", "IDLE", "silent", "-", "refused"}));
+  EXPECT_EQ(row(text, "hv2"), (Cells{"hv2", "IDLE", "silent", "-", "x; refused"}));
   EXPECT_EQ(row(text, "v1"),
             (Cells{"v1", "standard", "hv1", "ALLOCATED", "42", "12", "no free host"}));
   EXPECT_THAT(text, HasSubstr("No transaction is running."));
