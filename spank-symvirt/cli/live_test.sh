@@ -8,6 +8,7 @@ set -euo pipefail
 daemon=$1/symvirtd
 tools=$2
 dir=$PWD
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 failed=0
 
 fail() {
@@ -96,6 +97,21 @@ expect 0 'hv1 +idle' setpriv --reuid=nobody --clear-groups "$tools/symvirtctl" -
 scontrol update NodeName=hv1,hv2 State=DRAIN Reason=test
 wait_for 10 "the drain is known" bash -c "'$tools/symvirtctl' status | grep 'hv2 .*test'"
 
+# completes_to "WORDS" COMMAND-LINE-WORD...: what bash offers for the last one
+completes_to() {
+  local offered
+  offered=$(bash -c 'PATH=$1:$PATH; source "$2"; shift 2; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _symvirtctl; echo "${COMPREPLY[*]}"' \
+    - "$tools" "$here/../../slurm-conf/completions/symvirtctl" symvirtctl "${@:2}")
+  [ "$offered" = "$1" ] || fail "completion of '${*:2}': '$offered' and not '$1'"
+}
+completes_to "evacuate events" e
+completes_to "hv1 hv2" evacuate ""
+completes_to "v1" migrate v
+completes_to "hv2" migrate v1 --to hv2
+completes_to "--no-wait" --server ctl : 6820 migrate v1 --no
+completes_to "" show ""
+completes_to "--json" status --js
+
 # A boot, followed by events and by a watcher that is interrupted.
 ctl() { "$tools/symvirtctl" -c "$dir/symvirtd.toml" "$@"; } # no timeout(1) between us and the signals
 "$tools/symvirtctl" events --follow --json > "$dir/events" 2> "$dir/events.err" &
@@ -104,6 +120,7 @@ sleep 1
 expect 0 - "$tools/symvirt-resume" v1
 expect 1 'in no' "$tools/symvirt-resume" 'v[7-8]'
 wait_for 20 "the boot has its launcher" in_phase 1 acquire
+completes_to "1" cancel ""
 expect 6 'goes on' ctl show 1 --wait --timeout 1
 # A background process of a script ignores SIGINT (POSIX), so Ctrl-C has to come to one that does not.
 python3 - "$tools/symvirtctl" "$dir/watch" << 'P' || fail "Ctrl-C while watching"
