@@ -1,4 +1,4 @@
--- job_submit.lua: sends --symvirt jobs to VM nodes of their class, keeps all others away from them. job_submit.lua(5symvirt) is docs/man.
+-- job_submit.lua: sends --symvirt jobs to VM nodes of their class, keeps all others away from them. Manual: symvirt-job-submit(7).
 --
 -- A site that has a job_submit.lua of its own loads this file from it (dofile) and calls symvirt_job_submit and symvirt_job_modify
 -- first, returning what they return unless it is slurm.SUCCESS.
@@ -76,8 +76,8 @@ local function submit(job_desc, part_list)
   if class == nil then
     if #wanted == 0 then wanted = partitions(default_partition(part_list)) end
     if contains(wanted, config.vm_partition) then
-      return refuse("partition %s runs jobs in VMs that move away from failing hosts: submit with --symvirt, or choose another partition with -p",
-        config.vm_partition)
+      return refuse("partition %s runs jobs in VMs that move away from failing hosts: "
+        .. "submit with --symvirt, or choose another partition with -p", config.vm_partition)
     end
     return slurm.SUCCESS
   end
@@ -119,7 +119,8 @@ local function modify(job_desc, job_rec)
   local was = contains(partitions(job_rec.partition), vm)
   for _, name in ipairs(wanted) do
     if was and name ~= vm then
-      return refuse("job %s was submitted with --symvirt and stays in partition %s: submit it again for %s", tostring(job_rec.job_id), vm, name)
+      return refuse("job %s was submitted with --symvirt and stays in partition %s: submit it again for %s",
+        tostring(job_rec.job_id), vm, name)
     end
     if not was and name == vm then
       return refuse("job %s was submitted without --symvirt and cannot run in partition %s: submit it again", tostring(job_rec.job_id), vm)
