@@ -107,7 +107,8 @@ drop_absent() {
   [ -e "$opt/lib/symvirt/spank_symvirt.so" ] || absent plugstack.conf optional
   [ -e "$opt/libexec/symvirt/symvirt-prolog" ] || absent slurm.conf Prolog=
   [ -e "$opt/libexec/symvirt/symvirt-health" ] || absent slurm.conf HealthCheck
-  [ -e "$etc/job_submit.lua" ] || absent slurm.conf JobSubmitPlugins=
+  # Without the plugin nobody could say --symvirt, and job_submit.lua would refuse everybody.
+  { [ -e "$etc/job_submit.lua" ] && [ -e "$opt/lib/symvirt/spank_symvirt.so" ]; } || absent slurm.conf JobSubmitPlugins=
   [ -e "$opt/libexec/symvirt/symvirt-resume" ] || sed -i -E 's#^(Resume|Suspend)Program=.*#\1Program=/bin/true#' "$etc/slurm.conf"
 }
 
