@@ -171,9 +171,7 @@ Daemon::Daemon(Parts parts) : p_(std::move(parts)) {
                    {"vm", vm},
                    {"time_s", static_cast<double>(clock_->now_ns()) / 1e9},
                    {"progress", p}};
-      std::lock_guard lock(events_mutex_);
-      events_.push_back(std::move(line));
-      events_wake_.notify_all();
+      publish(std::move(line));
     });
   };
   executor_ = std::make_unique<Executor>(std::move(e));
@@ -400,6 +398,10 @@ void Daemon::observe(const Event& event, const Transaction& tx) {
     std::erase_if(progress_, [&](const auto& item) { return item.first.first == tx.id; });
     line["transaction"] = view_of(tx, progress_);
   }
+  publish(std::move(line));
+}
+
+void Daemon::publish(json line) {
   std::lock_guard lock(events_mutex_);
   events_.push_back(std::move(line));
   while (events_.size() > kKeptEvents) {

@@ -56,6 +56,7 @@ class Daemon {
   void begin_wanted_boots();
   void ask_inventory();
   void observe(const Event& event, const Transaction& tx);
+  void publish(nlohmann::json line);  // to whoever follows the events
   void fail(const Error& error);
 
   // The API; on the loop's thread.

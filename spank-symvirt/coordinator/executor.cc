@@ -17,6 +17,7 @@ using std::chrono::milliseconds;
 namespace {
 
 constexpr int kMissingPolls = 20;
+constexpr int kAsksForRelease = 5;
 
 Deadline slurm_deadline() { return Deadline::after(milliseconds(20'000)); }
 
@@ -376,7 +377,7 @@ void Executor::release(const Context& c, const Event& reply) {
       if (first_with_job(c.tx, c.vm, job)) work.noted.push_back(job);
     }
   }
-  const bool lost = (c.tx.hopeless && c.vm.failure) || c.tx.boot_failed;
+  const bool lost = c.vm.lost || c.tx.boot_failed;
   if (lost)
     work.down_reason = fmt::format("symvirt: {}", c.vm.failure ? c.vm.failure->message : "failed");
 
@@ -389,7 +390,14 @@ void Executor::release(const Context& c, const Event& reply) {
   // Only one host can be in the list: give_back is called for the place that is left.
   impl->p.hypervisor->call(calls[0].host, calls[0].method, calls[0].params, calls[0].timeout, {},
                            [impl, reply, slurm_part](Result<json> result) {
-                             if (!result) return impl->failed(reply, result.error());
+                             // A host that stays silent must not keep its launcher job, nor the
+                             // transaction, for ever: the VM is known not to be there, and noded
+                             // gives the devices of absent VMs back when it is asked again.
+                             const bool give_up = !result && result.error().unknown_effect() &&
+                                                  reply.tries >= kAsksForRelease;
+                             if (!result && !give_up) return impl->failed(reply, result.error());
+                             if (give_up)
+                               log_warning(result.error().with("devices not released").message);
                              slurm_part();
                            });
 }

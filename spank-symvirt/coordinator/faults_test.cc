@@ -189,6 +189,19 @@ TEST(Evacuation, TargetThatDiesDuringMigrationIsFenced) {
   EXPECT_EQ(s->world.guests["v2"].rest_epoch, 0);
 }
 
+TEST(Evacuation, SourceThatDiesAfterTheMoveKeepsNeitherJobNorLauncher) {
+  auto s = prepare(kScenarios[0]);
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  while (last_of(*s).phase != Phase::kResume) s->step();
+  s->world.hosts["hv1"].dead = true;
+  ASSERT_TRUE(s->run(300));
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+  for (const char* vm : {"v1", "v2"}) EXPECT_EQ(s->world.guests[vm].rest_epoch, 0);
+  for (const auto& [id, job] : s->world.jobs) {
+    EXPECT_FALSE(job.state == JobState::kRunning && job.host == "hv1") << id;
+  }
+}
+
 TEST(Evacuation, AttachThatNeverWorksGivesTheJobBackInTheEnd) {
   auto s = prepare(kScenarios[1]);
   s->world.hosts["hv2"].capacity = 1;

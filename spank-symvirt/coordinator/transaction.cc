@@ -225,6 +225,7 @@ void judge(Transaction& tx) {
     case Phase::kResume:
     case Phase::kLocate:
       (tx.kind == TxKind::kBoot ? tx.boot_failed : tx.hopeless) = true;
+      for (VmPart& vm : tx.vms) vm.lost = vm.lost || vm.status == StepStatus::kFailed;
       break;
     case Phase::kMigrate:
     case Phase::kStop:

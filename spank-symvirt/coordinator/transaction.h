@@ -95,6 +95,8 @@ struct VmPart {
   bool linked = false;
   bool source_fenced = false;
   bool target_fenced = false;
+  bool lost = false;  // could not be brought to a place where its ranks can go on: its node is
+                      // given back to Slurm as DOWN
   std::string seen_source;  // locate: what the hosts said last
   std::string seen_target;
   std::optional<Error> failure;  // why it was dropped (first reason)

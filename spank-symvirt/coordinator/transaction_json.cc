@@ -134,6 +134,7 @@ void fields(VmPart& v, F& f) {
   f("linked", v.linked);
   f("source_fenced", v.source_fenced);
   f("target_fenced", v.target_fenced);
+  f("lost", v.lost);
   f("seen_source", v.seen_source);
   f("seen_target", v.seen_target);
   f("failure", v.failure);
