@@ -13,7 +13,7 @@ symvirt_config = {
 }
 
 local function refuse(text, ...)
-  slurm.log_user("symvirt: " .. string.format(text, ...))
+  slurm.log_user("symvirt: %s", string.format(text, ...))
   return slurm.ERROR
 end
 
@@ -67,6 +67,19 @@ local function add_feature(features, class)
   return features .. "&" .. class
 end
 
+-- The plugin has checked both in the user's command; who speaks to slurmctld by itself has not.
+local function bad_policy(variables)
+  local ft, timeout = variables.SYMVIRT_FT or "", variables.SYMVIRT_QUIESCE_TIMEOUT or ""
+  if ft ~= "" and ft ~= "none" and ft ~= "proactive" then
+    return string.format("--symvirt-ft=%s: valid are none and proactive", ft)
+  end
+  local seconds = string.match(timeout, "^%d+$") and tonumber(timeout)
+  if timeout ~= "" and (not seconds or seconds < 1 or seconds > 3600) then
+    return string.format("--symvirt-quiesce-timeout=%s: not a number of seconds between 1 and 3600", timeout)
+  end
+  return nil
+end
+
 local function submit(job_desc, part_list)
   local config = symvirt_config
   local variables = spank_variables(job_desc)
@@ -87,6 +100,8 @@ local function submit(job_desc, part_list)
     return refuse("--symvirt=%s: there is no such VM class here; there %s: %s", class, #config.classes == 1 and "is" or "are",
       table.concat(config.classes, ", "))
   end
+  local wrong = bad_policy(variables)
+  if wrong then return refuse("%s", wrong) end
   for _, name in ipairs(wanted) do
     if name ~= config.vm_partition then
       return refuse("--symvirt jobs run in partition %s, not in %s: leave out -p (or SBATCH_PARTITION), or leave out --symvirt",

@@ -75,6 +75,16 @@ end
 j = submit("comment of an administrator", { admin_comment = "mine", spank_job_env = spank("SYMVIRT=ib") }, 0)
 check("comment", "mine; symvirt: class=ib", j.admin_comment)
 
+-- Not through the plugin, which would have refused these.
+for _, bad in ipairs({ "SYMVIRT_FT=often", "SYMVIRT_QUIESCE_TIMEOUT=0", "SYMVIRT_QUIESCE_TIMEOUT=3601", "SYMVIRT_QUIESCE_TIMEOUT=5s",
+  "SYMVIRT_QUIESCE_TIMEOUT=-1", "SYMVIRT_QUIESCE_TIMEOUT=99999999999999999999" }) do
+  j = submit(bad, { spank_job_env = spank("SYMVIRT=ib", bad) }, -1)
+  says(bad, bad:find("FT") and "none and proactive" or "between 1 and 3600")
+  check(bad .. ": untouched", nil, j.partition)
+end
+submit("a % in a name", { spank_job_env = spank("SYMVIRT=gold%s%d") }, -1)
+says("a % in a name", "gold%%s%%d: there is no such VM class")
+
 -- A mistake in the site's part: ordinary jobs run, --symvirt jobs are refused.
 local good = symvirt_config
 symvirt_config = nil
