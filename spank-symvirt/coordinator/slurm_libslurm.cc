@@ -215,6 +215,8 @@ Result<std::vector<JobInfo>> LibslurmApi::poll_jobs(Deadline) {
 Result<std::uint32_t> LibslurmApi::submit_launcher(const LauncherSpec& spec, Deadline) {
   if (Status status = load_job_list(); !status) return status.error();
   for (const JobInfo& job : jobs_) {
+    // Anybody may write our tag into the comment of a job of his own.
+    if (job.uid != getuid()) continue;
     if (job.comment == spec.tag && job.state != JobState::kEnded &&
         job.state != JobState::kCompleting)
       return job.id;
@@ -267,7 +269,7 @@ Result<std::uint32_t> LibslurmApi::submit_launcher(const LauncherSpec& spec, Dea
 Status LibslurmApi::cancel_launchers(const std::string& tag_prefix, Deadline deadline) {
   if (Status status = load_job_list(); !status) return status;
   for (const JobInfo& job : jobs_) {
-    if (job.comment.rfind(tag_prefix, 0) != 0 || job.state == JobState::kEnded) continue;
+    if (job.uid != getuid() || job.comment.rfind(tag_prefix, 0) != 0 || job.state == JobState::kEnded) continue;
     if (Status status = cancel_job(job.id, deadline);
         !status && status.error().code != Code::kNotFound)
       return status;
