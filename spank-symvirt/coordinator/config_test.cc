@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <fstream>
 
@@ -13,7 +15,7 @@ namespace {
 class ConfigFile : public testing::Test {
  protected:
   ConfigFile() {
-    template_ = testing::TempDir() + "symvirt-domain.xml";
+    template_ = testing::TempDir() + "symvirt-domain-" + std::to_string(getpid()) + ".xml";
     std::ofstream(template_) << "<domain><name>@VM@</name><uuid>@UUID@</uuid><disk "
                                 "file='@OVERLAY@'/>mail@example.org @INDEX+100@</domain>";
   }

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -14,7 +15,7 @@ using nlohmann::json;
 
 class JournalFile : public testing::Test {
  protected:
-  JournalFile() : folder_(testing::TempDir() + "symvirt-journal"), path_(folder_ + "/j.db") {
+  JournalFile() : folder_(testing::TempDir() + "symvirt-journal-" + std::to_string(getpid())), path_(folder_ + "/j.db") {
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
   }
