@@ -24,8 +24,12 @@ restore() {
 }
 trap restore EXIT
 
+# The machines have a /tmp of their own, and the build may be below this one's.
+RPC_CALL=$MC_DIR/lib/rpc_call
+install -m 755 "$BUILD/node-helper/protocol/rpc_call" "$RPC_CALL"
+
 # rpc HOST METHOD JSON [SECONDS]: prints the result; progress and errors go to stderr.
-rpc() { ctl "$BUILD/node-helper/protocol/rpc_call" "$1" 6821 "$2" "$3" "${4:-20}"; }
+rpc() { ctl "$RPC_CALL" "$1" 6821 "$2" "$3" "${4:-20}"; }
 refused() { # refused CODE HOST METHOD JSON [SECONDS]
   local code=$1 # a pattern
   shift
@@ -42,10 +46,10 @@ slots='[{"slot":"ib0","gres":"hca","mac":"52:54:00:78:00:09"}]'
 say "only whom the cluster's key vouches for"
 ctl bash -c 'mkdir -p -m 711 /run/other && chown munge /run/other && dd if=/dev/urandom of=/run/other/key bs=128 count=1 status=none && chown munge /run/other/key && chmod 400 /run/other/key &&
   setpriv --reuid=munge --regid=munge --init-groups munged --key-file=/run/other/key --socket=/run/other/socket --pid-file=/run/other/pid --log-file=/run/other/log --seed-file=/run/other/seed'
-assert_refused ctl env SYMVIRT_MUNGE_SOCKET=/run/other/socket "$BUILD/node-helper/protocol/rpc_call" hv1 6821 host.info '{}' 5
+assert_refused ctl env SYMVIRT_MUNGE_SOCKET=/run/other/socket "$RPC_CALL" hv1 6821 host.info '{}' 5
 ctl bash -c 'kill $(cat /run/other/pid)'
 assert_match 'PERMISSION|Invalid credential' "$REFUSAL"
-assert_refused "$MC" exec --user mpiuser ctl "$BUILD/node-helper/protocol/rpc_call" hv1 6821 host.info '{}' 5
+assert_refused "$MC" exec --user mpiuser ctl "$RPC_CALL" hv1 6821 host.info '{}' 5
 assert_match PERMISSION "$REFUSAL"
 on hv1 grep -q 'refused:.*uid 2000' /var/log/symvirt-noded.out || fail "the refusal is not in the log"
 
@@ -102,7 +106,7 @@ wait_for 10 "the VM to be arriving" state_is hv2 incoming
 "$MC" service hv1 kill symvirt-noded
 "$MC" service hv1 start symvirt-noded
 wait $job && fail "a move whose noded was killed says it succeeded"
-wait_for 5 "a new noded to see the move" bash -c "[ \$($MC exec ctl $BUILD/node-helper/protocol/rpc_call hv1 6821 vm.info '$(me)' 5 | jq .migrating) = true ]"
+wait_for 5 "a new noded to see the move" bash -c "[ \$($MC exec ctl $RPC_CALL hv1 6821 vm.info '$(me)' 5 | jq .migrating) = true ]"
 rpc hv1 vm.migrate_abort "$(me)" >/dev/null
 wait_for 5 "nothing left on the target" state_is hv2 absent
 moving & job=$!
@@ -117,7 +121,7 @@ say "and a move that succeeds"
 cat "$WORK/noded.toml" > "$conf"
 for h in hv1 hv2; do "$MC" service $h restart symvirt-noded; done
 wait_for 5 "noded to answer" rpc hv1 host.info '{}'
-wait_for 10 "libvirtd of hv2 to answer" bash -c "[ \$($MC exec ctl $BUILD/node-helper/protocol/rpc_call hv2 6821 host.info '{}' 5 | jq .libvirt_ok) = true ]"
+wait_for 10 "libvirtd of hv2 to answer" bash -c "[ \$($MC exec ctl $RPC_CALL hv2 6821 host.info '{}' 5 | jq .libvirt_ok) = true ]"
 rpc hv2 device.reserve "{\"vm\":\"$vm\",\"slots\":$slots}" >/dev/null
 rpc hv1 vm.migrate "$(to hv2)" 40 2>/dev/null | tee "$WORK/stats"
 assert_eq absent "$(state hv1)"

@@ -81,6 +81,8 @@ def everywhere(ports, method, **params):
 
 def start_guestds(bed):
     ports = []
+    guestd = f"{bed.dir}/guestd"  # the nodes have a /tmp of their own, and the build may be below the machine's
+    shutil.copy(options.guestd, guestd)
     for i, node in enumerate(bed.nodes, 1):
         pid = str(bed.slurmds[node].pid)
         port = Port(f"{bed.dir}/port-{node}")
@@ -90,7 +92,7 @@ def start_guestds(bed):
         )
         bed.spawn(
             f"guestd-{node}", "nsenter", "-t", pid, "-n", "-u", "-m", "--",
-            os.path.abspath(options.guestd), "--config", f"{bed.dir}/guestd-{node}.toml",
+            guestd, "--config", f"{bed.dir}/guestd-{node}.toml",
         )  # fmt: skip
         port.open()
         link = json.loads(testbed.output("nsenter", "-t", pid, "-n", "ip", "-j", "link", "show", "fab0"))
