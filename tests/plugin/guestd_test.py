@@ -81,8 +81,6 @@ def everywhere(ports, method, **params):
 
 def start_guestds(bed):
     ports = []
-    guestd = f"{bed.dir}/guestd"  # the nodes have a /tmp of their own, and the build may be below the machine's
-    shutil.copy(options.guestd, guestd)
     for i, node in enumerate(bed.nodes, 1):
         pid = str(bed.slurmds[node].pid)
         port = Port(f"{bed.dir}/port-{node}")
@@ -92,7 +90,7 @@ def start_guestds(bed):
         )
         bed.spawn(
             f"guestd-{node}", "nsenter", "-t", pid, "-n", "-u", "-m", "--",
-            guestd, "--config", f"{bed.dir}/guestd-{node}.toml",
+            f"{bed.dir}/symvirt-guestd", "--config", f"{bed.dir}/guestd-{node}.toml",
         )  # fmt: skip
         port.open()
         link = json.loads(testbed.output("nsenter", "-t", pid, "-n", "ip", "-j", "link", "show", "fab0"))
@@ -186,8 +184,12 @@ def main():
     global options
     options = parser.parse_args()
     testbed.enter()
-    bed = testbed.Testbed(f"optional {os.path.abspath(options.objects)}/spank_symvirt.so\n")
-    shutil.copy(options.rank, f"{bed.dir}/rank")
+    bed = testbed.Testbed("")
+    # The nodes have a /tmp of their own, and the build may be below the machine's.
+    for file in (options.rank, options.guestd, *glob.glob(f"{options.objects}/*.so")):
+        shutil.copy(file, bed.dir)
+    os.rename(f"{bed.dir}/{os.path.basename(options.rank)}", f"{bed.dir}/rank")
+    bed.plugstack(f"optional {bed.dir}/spank_symvirt.so\n")
     try:
         ports = start_guestds(bed)
         for test in (moves, gate):
