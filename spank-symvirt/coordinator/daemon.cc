@@ -364,13 +364,15 @@ void Daemon::ask_inventory() {
   for (const NodeInfo& node : snapshot_.nodes) {
     if (node.partitions.find(p_.config.hosts_partition) == std::string::npos) continue;
     const std::string host = node.name;
+    const std::int64_t asked_ns = clock_->now_ns();
     pool_->call(host, "host.info", {{"deadline_ms", 4'000}}, milliseconds(4'000), {},
-                [this, host](Result<json> info) {
+                [this, host, asked_ns](Result<json> info) {
                   auto shared = std::make_shared<Result<json>>(std::move(info));
-                  loop_.post([this, host, shared] {
+                  loop_.post([this, host, asked_ns, shared] {
                     HostSeen& seen = hosts_seen_[host];
                     seen.answered = shared->has_value() && (*shared)->value("libvirt_ok", false);
-                    seen.vms.clear();
+                    seen.asked_ns = asked_ns;
+        seen.vms.clear();
                     if (!*shared) {
                       if (host_errors_[host].empty())
                         log_warning(fmt::format("{}: {}", host, shared->error().message));

@@ -261,6 +261,8 @@ void find_lost(const View& view, Decisions& out) {
     auto seen = view.hosts->find(record.host);
     if (seen == view.hosts->end() || !seen->second.answered || seen->second.vms.count(name) > 0)
       continue;
+    // An answer from before the VM came to the host proves nothing.
+    if (seen->second.asked_ns <= record.since_ns) continue;
     Decision d{Decision::Kind::kVmLost};
     d.node = name;
     d.reason =

@@ -20,6 +20,7 @@ namespace symvirt {
 
 struct HostSeen {
   bool answered = false;
+  std::int64_t asked_ns = 0;  // the answer says nothing of what happened after that
   std::map<std::string, std::string> vms;  // name -> state, of VMs that are there
 };
 

@@ -232,7 +232,10 @@ TEST(Watch, SomebodyElsesDrainOfAVmNodeIsNotUndone) {
 
 TEST(Watch, VmThatIsNotOnItsHostIsLost) {
   World w;
-  w.hosts["hv1"] = HostSeen{true, {{"v1", "running"}}};
+  w.hosts["hv1"] = HostSeen{true, 20, {{"v1", "running"}}};
+  w.vms["v2"].since_ns = 20;  // it came after the host was asked
+  EXPECT_TRUE(w.of(Decision::Kind::kVmLost).empty());
+  w.vms["v2"].since_ns = 10;
   auto lost = w.of(Decision::Kind::kVmLost);
   ASSERT_EQ(lost.size(), 1u);
   EXPECT_EQ(lost[0].node, "v2");
