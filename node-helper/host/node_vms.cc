@@ -7,9 +7,9 @@
 #include <cstring>
 
 #include "common/log.h"
+#include "common/subprocess.h"
 #include "node-helper/host/node.h"
 #include "node-helper/host/params.h"
-#include "node-helper/host/run_program.h"
 
 namespace symvirt::host {
 
@@ -48,7 +48,8 @@ Status Node::make_overlays(const json& overlays, Deadline deadline,
     struct stat info {};
     if (lstat(path.c_str(), &info) == 0) {
       auto free = run_program({config_.qemu_img, "info", path}, deadline);
-      if (!free && free.error().message.find("lock") != std::string::npos) {
+      if (!free) return free.error().with(fmt::format("overlay {}", path));
+      if (!free->ok() && free->output.find("lock") != std::string::npos) {
         return Error{
             Code::kPrecondition,
             fmt::format("overlay {}: in use: a copy of the VM runs somewhere; stop it first",
@@ -63,6 +64,8 @@ Status Node::make_overlays(const json& overlays, Deadline deadline,
         {config_.qemu_img, "create", "-q", "-f", "qcow2", "-b", base, "-F", format, path},
         deadline);
     if (!created) return created.error().with(fmt::format("overlay {}", path));
+    if (!created->ok())
+      return Error{Code::kRefused, fmt::format("overlay {}: {}", path, created->why())};
     made.push_back(path);
   }
   return {};

@@ -16,7 +16,7 @@
 #include "slurm-conf/health/history.h"
 #include "slurm-conf/health/site_checks.h"
 #include "slurm-conf/programs/own_node.h"
-#include "slurm-conf/programs/subprocess.h"
+#include "common/subprocess.h"
 
 namespace symvirt::health {
 namespace {

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <thread>
 
-#include "slurm-conf/programs/subprocess.h"
+#include "common/subprocess.h"
 
 namespace symvirt::health {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "slurm-conf/programs/subprocess.h"
+#include "common/subprocess.h"
 
 namespace symvirt {
 namespace {

@@ -11,7 +11,6 @@
 #include "common/unique_fd.h"
 #include "slurm-conf/programs/local_call.h"
 #include "slurm-conf/programs/own_node.h"
-#include "slurm-conf/programs/subprocess.h"
 
 namespace symvirt {
 namespace {
@@ -40,39 +39,6 @@ TEST(Node, OutOfServiceIsNotPoweredDown) {
     EXPECT_TRUE((NodeNow{state, ""}).out_of_service()) << state;
   for (const char* state : {"IDLE", "ALLOCATED", "IDLE+CLOUD+POWERED_DOWN", "IDLE+POWERING_DOWN"})
     EXPECT_FALSE((NodeNow{state, ""}).out_of_service()) << state;
-}
-
-TEST(Program, ExitCodeAndOutput) {
-  auto done = run_program({"sh", "-c", "echo out; echo err >&2; exit 3"}, soon());
-  ASSERT_TRUE(done) << done.error().message;
-  EXPECT_EQ(done->exit_code, 3);
-  EXPECT_THAT(done->output, HasSubstr("out\n"));
-  EXPECT_THAT(done->output, HasSubstr("err\n"));
-  auto killed = run_program({"sh", "-c", "kill -9 $$"}, soon());
-  ASSERT_TRUE(killed);
-  EXPECT_EQ(killed->exit_code, 128 + 9);
-  EXPECT_EQ(run_program({"/no/such/program"}, soon()).error().code, Code::kNotFound);
-}
-
-TEST(Program, WordsAreNotForAShell) {
-  auto done = run_program({"printf", "%s", "$HOME; `id` 'x'"}, soon());
-  ASSERT_TRUE(done);
-  EXPECT_EQ(done->output, "$HOME; `id` 'x'");
-}
-
-TEST(Program, IsOverAtItsDeadlineWithItsChildren) {
-  const auto begin = std::chrono::steady_clock::now();
-  auto hung =
-      run_program({"sh", "-c", "sleep 100 & sleep 100"}, Deadline::after(milliseconds(300)));
-  ASSERT_FALSE(hung);
-  EXPECT_EQ(hung.error().code, Code::kDeadline);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
-}
-
-TEST(Program, AFloodIsCutAndDoesNotHang) {
-  auto done = run_program({"sh", "-c", "head -c 1000000 /dev/zero"}, soon());
-  ASSERT_TRUE(done);
-  EXPECT_EQ(done->output.size(), kMostOutput);
 }
 
 // Listens, takes one connection, reads one line, sends `answer`, closes.

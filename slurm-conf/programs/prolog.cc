@@ -23,7 +23,7 @@
 
 #include "slurm-conf/programs/local_call.h"
 #include "slurm-conf/programs/own_node.h"
-#include "slurm-conf/programs/subprocess.h"
+#include "common/subprocess.h"
 
 using namespace symvirt;
 namespace fs = std::filesystem;

@@ -72,6 +72,7 @@ Status read_policy(const toml::table& table, const std::string& path, Config& c)
   r.get_seconds("step_s", c.policy.step_ms);
   r.get_seconds("park_s", c.policy.park_ms);
   r.get_seconds("fence_after_s", c.policy.fence_after_ms);
+  r.get_seconds("fence_s", c.fence_ms);
   r.get_seconds("lease_s", c.policy.lease_ms);
   r.get("retry_s", c.retry_s);
   r.get("slowest_migration_bytes_s", c.migrate_floor_bytes_s);
@@ -91,6 +92,8 @@ Status read_hosts(const toml::table& table, const std::string& path, Config& c) 
   r.get("spares", c.spares);
   r.get("capacity", c.capacity);
   r.get("fence_command", c.fence_command);
+  if (!c.fence_command.empty() && c.fence_command[0].rfind('/', 0) != 0)
+    r.fail(table, "fence_command: an absolute path is wanted first");
   if (const toml::table* addresses = r.sub_table("addresses")) {
     for (const auto& [host, node] : *addresses) {
       auto text = node.value_exact<std::string>();

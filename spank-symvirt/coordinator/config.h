@@ -57,6 +57,7 @@ struct Config {
   std::int64_t retry_s = 30;      // a set that could not move is tried again after so long
   std::vector<std::uint32_t> admin_uids = {0};
   std::vector<std::string> fence_command;             // argv; {host} is replaced. Exit 0: it is off
+  std::int64_t fence_ms = 120'000;                    // it is killed after so long
   std::map<std::string, std::string> host_addresses;  // where the name does not resolve
   TxPolicy policy;
   std::int64_t migrate_floor_bytes_s = 10 << 20;  // slowest rate that is waited for

@@ -1,4 +1,4 @@
-#include "slurm-conf/programs/subprocess.h"
+#include "common/subprocess.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -7,6 +7,8 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -57,9 +59,18 @@ Result<pid_t> start(const std::vector<std::string>& argv, int output) {
   posix_spawn_file_actions_adddup2(&actions, output, 2);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  sigset_t none;  // the daemons block signals in their threads; a program must not inherit that
+  sigemptyset(&none);
+  posix_spawnattr_setsigmask(&attributes, &none);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
   pid_t pid = 0;
-  const int error = posix_spawnp(&pid, words[0], &actions, &attributes, words.data(), environ);
+  std::vector<char*> environment;
+  for (char** e = environ; *e != nullptr; ++e) environment.push_back(*e);
+  char path[] = "PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+  if (getenv("PATH") == nullptr) environment.push_back(path);
+  environment.push_back(nullptr);
+  const int error =
+      posix_spawnp(&pid, words[0], &actions, &attributes, words.data(), environment.data());
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0)
@@ -69,8 +80,15 @@ Result<pid_t> start(const std::vector<std::string>& argv, int output) {
 
 }  // namespace
 
+std::string ProgramResult::why() const {
+  constexpr std::size_t kKept = 500;
+  std::string text = output.substr(output.size() > kKept ? output.size() - kKept : 0);
+  while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text.empty() ? fmt::format("exit code {}", exit_code) : text;
+}
+
 Result<ProgramResult> run_program(const std::vector<std::string>& argv, Deadline deadline) {
-  setenv("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin", 0);
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0)
     return Error{Code::kInternal, fmt::format("{}: pipe: {}", argv[0], std::strerror(errno))};
