@@ -1,14 +1,11 @@
 #include "spank-symvirt/coordinator/daemon.h"
 
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 
 #include "common/log.h"
-
-extern char** environ;
+#include "common/subprocess.h"
 
 namespace symvirt {
 
@@ -46,37 +43,30 @@ class Daemon::Hosts : public Hypervisor {
   RpcPool& pool_;
 };
 
-// The site's command, without a shell; its exit code is the answer. A thread each: fencing takes as
-// long as a power controller.
+// The site's command; its exit code is the answer. A thread each: fencing takes as long as a power
+// controller.
 class Daemon::CommandFence : public Fence {
  public:
-  explicit CommandFence(std::vector<std::string> command) : command_(std::move(command)) {}
+  CommandFence(std::vector<std::string> command, milliseconds limit)
+      : command_(std::move(command)), limit_(limit) {}
   bool available() const override { return !command_.empty(); }
   void fence(const std::string& host, Done done) override {
-    std::thread([command = command_, host, done = std::move(done)]() mutable {
+    std::thread([command = command_, limit = limit_, host, done = std::move(done)]() mutable {
       for (std::string& word : command) {
         if (const std::size_t at = word.find("{host}"); at != std::string::npos)
           word.replace(at, 6, host);
       }
-      std::vector<char*> argv;
-      for (std::string& word : command) argv.push_back(word.data());
-      argv.push_back(nullptr);
-      pid_t pid = 0;
-      int status = 0;
-      const int rc = posix_spawn(&pid, argv[0], nullptr, nullptr, argv.data(), environ);
-      if (rc != 0)
-        return done(Error{Code::kInternal,
-                          fmt::format("fence of {}: {}: {}", host, command[0], strerror(rc))});
-      while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-      }
-      if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return done({});
-      done(Error{Code::kRefused,
-                 fmt::format("fence of {}: {} failed; is the host off?", host, command[0])});
+      auto result = run_program(command, Deadline::after(limit));
+      if (!result) return done(result.error().with("fence of " + host));
+      if (result->ok()) return done({});
+      done(Error{Code::kRefused, fmt::format("fence of {}: {}: {}; is the host off?", host,
+                                             command[0], result->why())});
     }).detach();
   }
 
  private:
   std::vector<std::string> command_;
+  milliseconds limit_;
 };
 
 // libslurm takes one caller at a time and blocks: it has a thread of its own, which also polls.
@@ -150,7 +140,8 @@ Daemon::Daemon(Parts parts) : p_(std::move(parts)) {
   };
   pool_ = std::make_unique<RpcPool>(std::move(pool), *p_.credentials);
   hypervisor_ = std::make_unique<Hosts>(*pool_);
-  fence_ = std::make_unique<CommandFence>(p_.config.fence_command);
+  fence_ =
+      std::make_unique<CommandFence>(p_.config.fence_command, milliseconds(p_.config.fence_ms));
 
   Executor::Parts e;
   e.hypervisor = hypervisor_.get();
@@ -277,7 +268,7 @@ void Daemon::carry_out(const Decisions& decisions) {
   auto log_failure = [](Status status) {
     if (!status) log_warning(status.error().message);
   };
-  std::set<std::string> lost_now;
+  std::set<std::string> lost_now, unheld_now;
   for (const Decision& d : decisions.list) {
     switch (d.kind) {
       case Decision::Kind::kBegin: {
@@ -321,9 +312,31 @@ void Daemon::carry_out(const Decisions& decisions) {
         });
         break;
       }
+      case Decision::Kind::kLauncherLost: {
+        // A launcher ends with its VM, too: only a look at the host that began after the launcher
+        // was missed tells which of the two it was.
+        unheld_now.insert(d.node);
+        const auto since = unheld_since_ns_.try_emplace(d.node, clock_->now_ns()).first->second;
+        const HostSeen& seen = hosts_seen_[d.host];
+        if (!seen.answered || seen.asked_ns <= since || seen.vms.count(d.node) == 0) break;
+        unheld_now.erase(d.node);
+        log_warning(fmt::format("{} is drained: {}", d.host, d.reason));
+        slurm_->post([this, log_failure, d, deadline] {
+          log_failure(p_.slurm->set_node_drain(d.host, d.reason, deadline));
+        });
+        break;
+      }
+      case Decision::Kind::kGiveBack:
+        log_warning(fmt::format("{}: {}", d.node, d.reason));
+        slurm_->post([this, log_failure, d, deadline] {
+          log_failure(p_.slurm->set_node_down(d.node, d.reason, deadline));
+        });
+        break;
     }
   }
   std::erase_if(lost_looks_, [&](const auto& item) { return lost_now.count(item.first) == 0; });
+  std::erase_if(unheld_since_ns_,
+                [&](const auto& item) { return unheld_now.count(item.first) == 0; });
 }
 
 void Daemon::begin_wanted_boots() {
@@ -372,7 +385,7 @@ void Daemon::ask_inventory() {
                     HostSeen& seen = hosts_seen_[host];
                     seen.answered = shared->has_value() && (*shared)->value("libvirt_ok", false);
                     seen.asked_ns = asked_ns;
-        seen.vms.clear();
+                    seen.vms.clear();
                     if (!*shared) {
                       if (host_errors_[host].empty())
                         log_warning(fmt::format("{}: {}", host, shared->error().message));

@@ -90,6 +90,7 @@ class Daemon {
   std::int64_t next_inventory_ns_ = 0;
   std::map<std::string, std::string> notes_;
   std::map<std::string, int> lost_looks_;
+  std::map<std::string, std::int64_t> unheld_since_ns_;  // VM -> when its launcher was missed first
   std::map<std::string, std::int64_t> powered_down_ns_;
   std::set<std::string> wanted_up_;
   LiveProgress progress_;

@@ -272,6 +272,43 @@ void find_lost(const View& view, Decisions& out) {
   }
 }
 
+// A launcher job that is gone holds nothing any more, so Slurm may give the VM's CPUs, memory and
+// device to somebody else: the host is closed for new work and the drain moves the VM away.
+void find_lost_launchers(const View& view, Decisions& out) {
+  for (const auto& [name, record] : *view.vms) {
+    if (!record.up() || record.launcher_job == 0 || live_with(view, name) != nullptr) continue;
+    if (leaving(view, record.host)) continue;
+    const bool held = std::any_of(view.jobs->begin(), view.jobs->end(), [&](const JobInfo& job) {
+      return job.id == record.launcher_job && job.state != JobState::kEnded;
+    });
+    if (held) continue;
+    Decision d{Decision::Kind::kLauncherLost};
+    d.node = name;
+    d.host = record.host;
+    d.reason = fmt::format("symvirt: launcher job {} of {} was lost", record.launcher_job, name);
+    out.list.push_back(std::move(d));
+  }
+}
+
+// A VM that nobody can find (its hosts do not answer, and nobody could fence them) must not keep
+// its job for ever. Its transaction goes on looking, so that no second copy is started meanwhile.
+void give_back_parked(const View& view, Decisions& out) {
+  for (const auto& [id, tx] : *view.transactions) {
+    if (tx.ended() || tx.phase != Phase::kLocate) continue;
+    if (view.now_ns - tx.phase_begin_ns < tx.policy.park_ms * (kSecond / 1000)) continue;
+    for (const VmPart& vm : tx.vms) {
+      const NodeInfo* node = find_node(view, vm.vm);
+      if (node == nullptr || node->down || vm.at != Where::kUnknown) continue;
+      Decision d{Decision::Kind::kGiveBack};
+      d.id = id;
+      d.node = vm.vm;
+      d.reason = fmt::format("symvirt: transaction {} is parked for {} s: {}", id,
+                             (view.now_ns - tx.phase_begin_ns) / kSecond, tx.parked);
+      out.list.push_back(std::move(d));
+    }
+  }
+}
+
 }  // namespace
 
 Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving,
@@ -335,6 +372,8 @@ Decisions decide(const View& view) {
   cancel_needless(view, out);
   note_waiting(view, out);
   find_lost(view, out);
+  find_lost_launchers(view, out);
+  give_back_parked(view, out);
   for (const Decision& d : out.list) {
     if (d.kind == Decision::Kind::kVmLost) handled.insert(d.node);
   }

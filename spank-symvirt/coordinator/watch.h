@@ -20,7 +20,7 @@ namespace symvirt {
 
 struct HostSeen {
   bool answered = false;
-  std::int64_t asked_ns = 0;  // the answer says nothing of what happened after that
+  std::int64_t asked_ns = 0;               // the answer says nothing of what happened after that
   std::map<std::string, std::string> vms;  // name -> state, of VMs that are there
 };
 
@@ -37,18 +37,21 @@ struct View {
 
 struct Decision {
   enum class Kind {
-    kBegin,       // tx
-    kCancel,      // id
-    kPowerDown,   // node
-    kDrainNode,   // node, reason
-    kResumeNode,  // node
-    kVmLost,      // node, reason
+    kBegin,         // tx
+    kCancel,        // id
+    kPowerDown,     // node
+    kDrainNode,     // node, reason
+    kResumeNode,    // node
+    kVmLost,        // node, reason
+    kLauncherLost,  // node: the VM; host, reason
+    kGiveBack,      // node, reason: its job is given back to Slurm, its transaction goes on
   };
   Kind kind;
   Transaction tx = {};
   std::int64_t id = 0;
   std::string node = {};
   std::string reason = {};
+  std::string host = {};
 };
 
 struct Decisions {

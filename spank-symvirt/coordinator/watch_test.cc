@@ -37,6 +37,11 @@ struct World {
     job.state = JobState::kRunning;
     job.nodes = {"v1", "v2"};
     jobs.push_back(job);
+    JobInfo launcher;  // of both: who holds what is not looked at here
+    launcher.id = 50;
+    launcher.state = JobState::kRunning;
+    launcher.nodes = {"hv1"};
+    jobs.push_back(launcher);
   }
   NodeInfo& node(const std::string& name) {
     for (NodeInfo& n : nodes) {
@@ -241,6 +246,53 @@ TEST(Watch, VmThatIsNotOnItsHostIsLost) {
   EXPECT_EQ(lost[0].node, "v2");
   w.hosts["hv1"].answered = false;  // silence proves nothing
   EXPECT_TRUE(w.of(Decision::Kind::kVmLost).empty());
+}
+
+TEST(Watch, LostLauncherClosesTheHost) {
+  World w;
+  w.jobs[1].state = JobState::kEnded;
+  auto lost = w.of(Decision::Kind::kLauncherLost);
+  ASSERT_EQ(lost.size(), 2u);
+  EXPECT_EQ(lost[0].node, "v1");
+  EXPECT_EQ(lost[0].host, "hv1");
+  EXPECT_EQ(lost[0].reason, "symvirt: launcher job 50 of v1 was lost");
+  w.jobs.pop_back();  // nor is it known any more
+  EXPECT_EQ(w.of(Decision::Kind::kLauncherLost).size(), 2u);
+  w.node("hv1").drain = true;  // closed already: the drain moves the VMs
+  EXPECT_TRUE(w.of(Decision::Kind::kLauncherLost).empty());
+  EXPECT_EQ(w.of(Decision::Kind::kBegin).size(), 1u);
+}
+
+TEST(Watch, LaunchersOfVmsInATransactionAreItsBusiness) {
+  World w;
+  w.jobs.pop_back();
+  View view{&w.config, &w.nodes, &w.jobs, &w.vms, &w.transactions, &w.hosts, 1'000'000'000'000};
+  auto tx = plan_evacuation(view, {"v1"}, "test");
+  ASSERT_TRUE(tx);
+  tx->id = 1;
+  w.transactions[1] = *tx;
+  EXPECT_TRUE(w.of(Decision::Kind::kLauncherLost).empty());
+}
+
+TEST(Watch, JobOfAVmThatCannotBeFoundIsGivenBackInTheEnd) {
+  World w;
+  View view{&w.config, &w.nodes, &w.jobs, &w.vms, &w.transactions, &w.hosts, 1'000'000'000'000};
+  auto tx = plan_evacuation(view, {"v1"}, "test");
+  ASSERT_TRUE(tx);
+  tx->id = 4;
+  tx->phase = Phase::kLocate;
+  tx->parked = "hv1 does not answer";
+  tx->find("v1")->at = Where::kUnknown;
+  tx->phase_begin_ns = 1'000'000'000'000 - (tx->policy.park_ms - 1) * 1'000'000;
+  w.transactions[4] = *tx;
+  EXPECT_TRUE(w.of(Decision::Kind::kGiveBack).empty());
+  w.transactions[4].phase_begin_ns -= 2'000'000;
+  auto given = w.of(Decision::Kind::kGiveBack);
+  ASSERT_EQ(given.size(), 1u);  // v2 is where it was
+  EXPECT_EQ(given[0].node, "v1");
+  EXPECT_NE(given[0].reason.find("hv1 does not answer"), std::string::npos);
+  w.node("v1").down = true;
+  EXPECT_TRUE(w.of(Decision::Kind::kGiveBack).empty());
 }
 
 }  // namespace
