@@ -1,0 +1,85 @@
+"""The main path: a VM with a real passthrough device moves to another host and gets that host's device."""
+import os
+import time
+
+from world import GUEST_ADDRESS, HERE, Failed, host_mac
+
+VM = "v1"
+SLOT = {"slot": "hca0", "match": {"driver": "e1000e"}, "addresses": [f"{GUEST_ADDRESS}/24"], "quiesce": "tcp"}
+
+
+def traffic(world, boot_id, mac, seconds=120):
+    """Datagrams of this boot of the guest reach the peer, and the peer's answers the guest, over the NIC with this MAC."""
+    begun = time.monotonic()
+
+    def both_ways():
+        heard = [h for h in world.peer.since(begun) if h[1] == boot_id]
+        return len(heard) >= 3 and heard[-1][3] > heard[0][3]
+
+    world.until(seconds, f"traffic with the guest, boot id {boot_id}", both_ways, every=0.2)
+    if world.peer.mac() != mac:
+        raise Failed(f"the guest's address is at {world.peer.mac()}, not at the passthrough device's {mac}")
+
+
+def boot(world, host):
+    """A VM on this host, with its device from the first second; returns its boot id."""
+    with open(os.path.join(HERE, "guest.xml"), encoding="utf-8") as xml:
+        text = xml.read()
+    world.call(host, "device.reserve", {"vm": VM, "slots": [{"slot": "hca0", "gres": "hca"}], "op": "1/reserve/v1/1"})
+    world.call(host, "vm.start", {"vm": VM, "xml": text, "op": "1/start/v1/1"}, 120)
+    world.step(f"VM started on {host}")
+    attached = world.call(host, "device.attach", {"vm": VM, "op": "1/attach/v1/1"}, 120)["attached"]
+    world.step(f"device attached: {attached[0]['device']}")
+    world.until(240, "symvirt-guestd of the nested guest",
+                lambda: world.call(host, "vm.info", {"vm": VM})["guest_connected"], every=1)
+    boot_id = world.until(60, "guest.ping", lambda: world.guest(host, VM, "guest.ping"))["boot_id"]
+    world.step(f"guest up, boot id {boot_id}")
+    world.guest(host, VM, "guest.configure", {"node": VM, "slots": [SLOT]})
+    ready = world.guest(host, VM, "device.ready", {"slots": ["hca0"]}, 120)["slots"][0]
+    world.step(f"guest has the device: {ready}")
+    traffic(world, boot_id, host_mac(host))
+    world.step("traffic with the peer outside, through the device")
+    return boot_id
+
+
+def refused_migration(world, boot_id, source, target):
+    before = world.call(source, "vm.info", {"vm": VM})
+    world.refused("PRECONDITION", [VM, "hca0", "device.detach"], source, "vm.migrate", {"vm": VM, "to": target, "op": "2/migrate/v1/1"})
+    after = world.call(source, "vm.info", {"vm": VM})
+    world.check(before == after and after["state"] == "running", "the VM is as it was before the refused migration")
+    world.check(world.call(target, "vm.info", {"vm": VM})["state"] == "absent", f"{target} has not seen it")
+    traffic(world, boot_id, host_mac(source))
+    world.step("migration with the device attached was refused, traffic goes on")
+
+
+def detach(world, source):
+    world.guest(source, VM, "device.let_go", {"epoch": 0, "slots": ["hca0"]})
+    detached = world.call(source, "device.detach", {"vm": VM, "op": "3/detach/v1/1"}, 120)["detached"]
+    world.step(f"DEVICE_REMOVED: {detached}")
+
+
+def move(world, boot_id, source, target):
+    world.call(target, "device.reserve", {"vm": VM, "slots": [{"slot": "hca0", "gres": "hca"}], "op": "4/reserve/v1/1"})
+    moved = world.call(source, "vm.migrate", {"vm": VM, "to": target, "op": "4/migrate/v1/1"}, 240)
+    world.step(f"migrated to {target}: {moved}")
+    world.check(world.call(source, "vm.info", {"vm": VM})["state"] == "absent", f"it has left {source}")
+    world.call(source, "device.release", {"vm": VM, "op": "4/release/v1/1"})
+    begun = time.monotonic()
+    world.call(target, "device.attach", {"vm": VM, "op": "5/attach/v1/1"}, 120)
+    world.step(f"device of {target} attached")
+    ready = world.guest(target, VM, "device.ready", {"slots": ["hca0"]}, 180)["slots"][0]
+    world.step(f"guest has the device: {ready}")
+    traffic(world, boot_id, host_mac(target))
+    world.step("traffic with the peer outside, through the other host's device")
+    world.check(world.guest(target, VM, "guest.ping")["boot_id"] == boot_id, "same boot id")
+    world.check({h[1] for h in world.peer.since(begun)} == {boot_id}, "the peer has heard of no other boot")
+
+
+def main_path(world):
+    source, target = "vh1", "vh2"
+    boot_id = boot(world, source)
+    refused_migration(world, boot_id, source, target)
+    detach(world, source)
+    move(world, boot_id, source, target)
+    world.call(target, "vm.stop", {"vm": VM, "mode": "destroy", "op": "6/stop/v1/1"})
+    world.step("stopped")
