@@ -53,6 +53,7 @@ Result<Config> parse_config(std::string_view text, const std::string& file) {
   r.get("port", config.port);
   r.get("port_path", config.port_path);
   r.get("start_command", config.start_command);
+  r.get("tolerated_holders", config.tolerated_holders);
   read_level(r, table, config.log_level);
   if (const Status s = r.finish(); !s) return s.error();
   check_text(r, table, "socket", config.socket, 107);  // sockaddr_un

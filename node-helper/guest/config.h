@@ -18,6 +18,8 @@ struct Config {
   std::string port_path;  // the port's device by path instead, or a Unix socket
   std::vector<std::string>
       start_command;  // what guest.start_node runs: program and arguments, no shell
+  std::vector<std::string> tolerated_holders;  // names of processes that may hold the device's
+                                               // sockets through a move without being asked
   LogLevel log_level = LogLevel::kInfo;
 };
 

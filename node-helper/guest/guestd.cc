@@ -196,6 +196,8 @@ void Guestd::plan(JobId job, Reply reply) {
       plan->jobs.push_back({{"job", id}, {"steps", std::move(list)}});
     const auto holders = list_holders(devices_->reach(), plan->members);
     if (!holders) return reply(holders.error().with("job.plan"));
+    for (std::string& why : refusals(*holders, config_.tolerated_holders))
+      plan->refusals.push_back(std::move(why));
     Json list = Json::array();
     for (const Holder& holder : *holders) list.push_back(to_json(holder));
     reply(Json{{"jobs", std::move(plan->jobs)},

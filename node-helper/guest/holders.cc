@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <climits>
 #include <filesystem>
@@ -92,7 +93,8 @@ Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
   add_packet(uses, reach);
   std::vector<Holder> holders;
   if (uses.empty()) return holders;
-  std::set<std::uint32_t> explained;
+  std::set<std::uint32_t> explained, members_own;
+  std::vector<std::set<std::uint32_t>> held;  // by holders[i]
   std::error_code ignored;
   for (fs::directory_iterator it(proc, ignored), end; !ignored && it != end;
        it.increment(ignored)) {
@@ -101,17 +103,25 @@ Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
     const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
     if (error != std::errc() || rest != name.data() + name.size() || pid == ::getpid()) continue;
     std::vector<std::string> whats;
+    std::set<std::uint32_t> inodes;
     std::error_code gone;  // processes end while we look
     for (fs::directory_iterator fd(it->path() / "fd", gone), last; !gone && fd != last;
          fd.increment(gone)) {
       const std::uint32_t inode = socket_inode(fd->path());
       const auto [from, to] = uses.equal_range(inode);
       for (auto use = from; inode != 0 && use != to; ++use) whats.push_back(use->second);
-      if (from != to) explained.insert(inode);
+      if (inode != 0 && from != to) inodes.insert(inode);
     }
     if (whats.empty()) continue;
-    holders.push_back(
-        {pid, first_line(it->path() / "comm"), in_words(whats), members.contains(pid)});
+    const bool member = members.contains(pid);
+    explained.insert(inodes.begin(), inodes.end());
+    if (member) members_own.insert(inodes.begin(), inodes.end());
+    holders.push_back({pid, first_line(it->path() / "comm"), in_words(whats), member});
+    held.push_back(std::move(inodes));
+  }
+  for (std::size_t i = 0; i < holders.size(); ++i) {
+    holders[i].member = holders[i].member || std::includes(members_own.begin(), members_own.end(),
+                                                           held[i].begin(), held[i].end());
   }
   std::vector<std::string> unexplained;
   for (const auto& [inode, what] : uses) {
@@ -122,6 +132,21 @@ Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
     holders.push_back({0, mount.empty() ? "kernel" : mount, in_words(unexplained), false});
   }
   return holders;
+}
+
+std::vector<std::string> refusals(const std::vector<Holder>& holders,
+                                  const std::vector<std::string>& tolerated) {
+  std::vector<std::string> list;
+  for (const Holder& h : holders) {
+    if (h.member || std::find(tolerated.begin(), tolerated.end(), h.name) != tolerated.end())
+      continue;
+    const std::string who = h.pid == 0 ? h.name : fmt::format("{} (pid {})", h.name, h.pid);
+    list.push_back(fmt::format(
+        "{} holds {} over the passthrough device and takes no part: start ranks with srun "
+        "--mpi=pmix, end it, or name it in guestd.toml, tolerated_holders",
+        who, h.what));
+  }
+  return list;
 }
 
 Json to_json(const Holder& holder) {

@@ -241,9 +241,17 @@ def test_plan_names_members_and_holders(w):
     assert out["jobs"] == [{"job": 7, "steps": [{"step": 0, "tasks": 2, "members": 2}]}], out
     ours = [h for h in out["holders"] if h["pid"] == os.getpid()]
     assert len(ours) == 1 and ours[0]["member"] and "10.99.0.1" in ours[0]["what"], out
+    # A child that inherited a member's socket holds nothing of its own.
+    child = subprocess.Popen(["sleep", "30"], pass_fds=[client.fileno()])
+    out = w.host.call("job.plan", job=7)
+    child.kill()
+    child.wait()
+    assert [h["member"] for h in out["holders"] if h["pid"] == child.pid] == [True] and out["refusals"] == [], out
     plugin.members = [1, 2]
     ours = [h for h in w.host.call("job.plan", job=0)["holders"] if h["pid"] == os.getpid()]
     assert ours[0]["member"] is False
+    (refusal,) = w.host.call("job.plan", job=0)["refusals"]
+    assert "(pid %d)" % os.getpid() in refusal and "10.99.0.1" in refusal and "srun --mpi=pmix" in refusal, refusal
     packet = w.in_ns(w.guest_ns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
     packet.bind(("eth0", 3))
     client.close()
