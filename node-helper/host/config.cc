@@ -8,9 +8,37 @@
 
 #include "common/toml_reader.h"
 #include "node-helper/host/domain_xml.h"
+#include "node-helper/host/pci_bus.h"
 
 namespace symvirt::host {
 namespace {
+
+void read_pci_source(TableReader& r, const toml::table& table, DeviceSource& source) {
+  auto normal = [&](const char* key, std::string& value, auto function, const char* wanted) {
+    r.get(key, value);
+    if (value.empty()) return;
+    if (auto text = function(value))
+      value = *text;
+    else
+      r.fail(*table.get(key), fmt::format("{}: {} is wanted", key, wanted));
+  };
+  normal("pci", source.pci, normal_pci_address, "a PCI address such as \"0000:5e:00.0\"");
+  normal("model", source.model, normal_pci_model, "VENDOR:DEVICE such as \"15b3:1018\"");
+  r.get("nth", source.nth);
+  r.get("pf", source.pf);
+  if (table.contains("vf")) r.get("vf", source.vf);
+  r.get("as", source.as);
+  r.get("vlan", source.vlan);
+  if (table.contains("pf") != table.contains("vf"))
+    r.fail(table, "[[device]]: pf and vf come together: a physical function and a number in it");
+  if (table.contains("nth") && source.model.empty())
+    r.fail(*table.get("nth"), "nth: counts devices of a model: key 'model' is missing");
+  if (!source.as.empty() && source.as != "interface" && source.as != "hostdev")
+    r.fail(*table.get("as"), "as: \"interface\" or \"hostdev\" is wanted");
+  if (source.vlan > 4094) r.fail(*table.get("vlan"), "vlan: 1 to 4094 is wanted");
+  if (source.vlan != 0 && (source.as == "hostdev" || (source.pf.empty() && source.as.empty())))
+    r.fail(*table.get("vlan"), "vlan: only of a virtual function that is attached as interface");
+}
 
 Status read_device(const toml::table& table, const std::string& path, DeviceConfig& device) {
   TableReader r(table, path, "[[device]]");
@@ -20,8 +48,24 @@ Status read_device(const toml::table& table, const std::string& path, DeviceConf
   r.get("description", device.description);
   if (table.contains("numa_node")) r.get("numa_node", device.numa_node);
   r.get("snippets", device.snippets);
-  if (device.snippets.empty())
-    r.fail(table, "[[device]]: key 'snippets' is missing: a list of libvirt device XML");
+  read_pci_source(r, table, device.source);
+  r.get("compatible", device.compatible);
+  for (std::string& model : device.compatible) {
+    if (auto text = normal_pci_model(model))
+      model = *text;
+    else
+      r.fail(*table.get("compatible"), "compatible: VENDOR:DEVICE is wanted, such as 15b3:1018");
+  }
+  int ways = 0;
+  for (const char* key : {"pci", "model", "pf", "snippets"}) ways += table.contains(key) ? 1 : 0;
+  if (ways != 1 || (device.source.empty() && device.snippets.empty())) {
+    r.fail(
+        table,
+        "[[device]]: must say which device it is, in one way: pci (an address), model (and nth), "
+        "pf and vf, or snippets (a list of libvirt device XML)");
+  }
+  if (device.source.empty() && (!device.source.as.empty() || device.source.vlan != 0))
+    r.fail(table, "[[device]]: as and vlan belong into the XML where snippets are given");
   for (const std::string& snippet : device.snippets) {
     const DeviceFill probe{"vm", "slot", device.name, "52:54:00:00:00:01", 0, ""};
     if (auto filled = make_device_xml(snippet, probe, alias_of("slot", 0)); !filled)

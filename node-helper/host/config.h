@@ -12,6 +12,19 @@
 
 namespace symvirt::host {
 
+// Which PCI function a device is. Exactly one of the three, or none of them: then snippets say it.
+struct DeviceSource {
+  std::string pci;    // address
+  std::string model;  // vendor:device, and which of them in the order of addresses, from 0
+  int nth = 0;
+  std::string pf;  // address, network interface or RDMA device of the physical function
+  int vf = -1;
+  std::string as;  // "interface" (libvirt sets MAC and VLAN), "hostdev"; empty: by what it is
+  int vlan = 0;    // 0: none
+
+  bool empty() const { return pci.empty() && model.empty() && pf.empty(); }
+};
+
 // One passthrough device of the host. It may consist of several libvirt devices that come in the
 // order given and go in the opposite one.
 struct DeviceConfig {
@@ -20,6 +33,9 @@ struct DeviceConfig {
   int numa_node = -1;
   std::string mac;  // where the device has one of its own
   std::string description;
+  DeviceSource source;
+  // Models whose place it can take in a guest that has known one of them; its own need not be here.
+  std::vector<std::string> compatible;
   // libvirt device XML; {vm}, {slot}, {mac}, {device}, {index} are filled in ({index}: position of
   // the slot among the VM's). An <address> in it is the guest's, and is kept.
   std::vector<std::string> snippets;

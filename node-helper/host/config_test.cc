@@ -70,6 +70,24 @@ TEST(NodedConfig, ErrorsNameLineAndColumn) {
                        "[\"<a/>\"]\n[[device]]\nname = \"a\"\ngres = \"h\"\n"
                        "snippets = [\"<a/>\"]\n"),
               HasSubstr("twice"));
+  auto device = [](const std::string& how) {
+    return error_of("[[device]]\nname = \"a\"\ngres = \"h\"\n" + how + "\n");
+  };
+  EXPECT_EQ(device("pci = \"5e:00.0\""), "");
+  EXPECT_EQ(device("model = \"15b3:1018\"\nnth = 1\ncompatible = [\"15b3:1017\"]"), "");
+  EXPECT_EQ(device("pf = \"ens3f0\"\nvf = 0\nvlan = 7"), "");
+  EXPECT_THAT(device("pci = \"5e:00\""), HasSubstr("noded.toml:4:7: pci: a PCI address"));
+  EXPECT_THAT(device("model = \"mlx5\""), HasSubstr("VENDOR:DEVICE"));
+  EXPECT_THAT(device("pf = \"ens3f0\""), HasSubstr("come together"));
+  EXPECT_THAT(device("vf = 0"), HasSubstr("come together"));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\nmodel = \"15b3:1018\""), HasSubstr("in one way"));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\nsnippets = [\"<a/>\"]"), HasSubstr("in one way"));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\nnth = 1"), HasSubstr("nth"));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\nas = \"nic\""), HasSubstr("as: "));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\nvlan = 5"), HasSubstr("vlan"));
+  EXPECT_THAT(device("pf = \"ens3f0\"\nvf = 0\nvlan = 4095"), HasSubstr("4094"));
+  EXPECT_THAT(device("snippets = [\"<a/>\"]\nas = \"hostdev\""), HasSubstr("as and vlan"));
+  EXPECT_THAT(device("pci = \"5e:00.0\"\ncompatible = [\"x\"]"), HasSubstr("compatible"));
   EXPECT_THAT(error_of("= 3"), HasSubstr("noded.toml:1:"));
 }
 

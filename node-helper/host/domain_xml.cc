@@ -187,17 +187,27 @@ void pin(xmlNodePtr root, const Pinning& pinning) {
   }
 }
 
+// Children are of their parent's namespace.
+void fill_metadata(xmlNodePtr vm, const std::vector<std::string>& overlays,
+                   const std::map<std::string, std::string>& models) {
+  for (const std::string& path : overlays) {
+    xmlNodePtr overlay = xmlNewChild(vm, nullptr, x("overlay"), nullptr);
+    xmlNewProp(overlay, x("path"), x(path.c_str()));
+  }
+  for (const auto& [slot, model] : models) {
+    xmlNodePtr node = xmlNewChild(vm, nullptr, x("slot"), nullptr);
+    xmlNewProp(node, x("name"), x(slot.c_str()));
+    xmlNewProp(node, x("model"), x(model.c_str()));
+  }
+}
+
 void add_overlays(xmlNodePtr root, const std::vector<std::string>& overlays) {
   xmlNodePtr metadata = child(root, "metadata");
   if (metadata == nullptr) metadata = xmlNewChild(root, nullptr, x("metadata"), nullptr);
   remove_child(metadata, "vm");
   xmlNodePtr vm = xmlNewChild(metadata, nullptr, x("vm"), nullptr);
-  xmlNsPtr ns = xmlNewNs(vm, x(kMetadataUri), x("symvirt"));
-  xmlSetNs(vm, ns);
-  for (const std::string& path : overlays) {
-    xmlNodePtr overlay = xmlNewChild(vm, ns, x("overlay"), nullptr);
-    xmlNewProp(overlay, x("path"), x(path.c_str()));
-  }
+  xmlSetNs(vm, xmlNewNs(vm, x(kMetadataUri), x(kMetadataPrefix)));
+  fill_metadata(vm, overlays, {});
 }
 
 }  // namespace
@@ -244,6 +254,7 @@ Result<LiveDomain> parse_domain(const std::string& xml) {
   const xmlNode* vm = child(child(root, "metadata"), "vm");
   for (const xmlNode* n = vm == nullptr ? nullptr : vm->children; n != nullptr; n = n->next) {
     if (is(n, "overlay")) domain.overlays.push_back(attribute(n, "path"));
+    if (is(n, "slot")) domain.models[attribute(n, "name")] = attribute(n, "model");
   }
   return domain;
 }
@@ -271,6 +282,30 @@ Result<std::string> make_device_xml(const std::string& snippet, const DeviceFill
     if (Status s = set_guest_address(root, fill.guest_address); !s) return s.error();
   }
   return dump(doc->get());
+}
+
+std::optional<std::string> source_pci_address(const std::string& snippet) {
+  auto doc = parse(snippet, "device");
+  if (!doc) return std::nullopt;
+  const xmlNode* root = xmlDocGetRootElement(doc->get());
+  if (!(is(root, "hostdev") && attribute(root, "type") == "pci") &&
+      !(is(root, "interface") && attribute(root, "type") == "hostdev"))
+    return std::nullopt;
+  const xmlNode* address = child(child(root, "source"), "address");
+  if (address == nullptr) return std::nullopt;
+  auto part = [&](const char* name) {
+    return std::strtoul(attribute(address, name).c_str(), nullptr, 0);
+  };
+  return fmt::format("{:04x}:{:02x}:{:02x}.{:x}", part("domain"), part("bus"), part("slot"),
+                     part("function"));
+}
+
+std::string vm_metadata(const LiveDomain& domain) {
+  Doc doc(xmlNewDoc(x("1.0")));
+  xmlNodePtr vm = xmlNewNode(nullptr, x("vm"));
+  xmlDocSetRootElement(doc.get(), vm);
+  fill_metadata(vm, domain.overlays, domain.models);
+  return dump(doc.get());
 }
 
 Result<std::string> prepare_domain(const std::string& xml, const std::optional<Pinning>& pinning,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 namespace symvirt::host {
 
 inline constexpr char kGuestPort[] = "org.symvirt.guest.0";
+inline constexpr char kMetadataPrefix[] = "symvirt";
 inline constexpr char kMetadataUri[] = "https://symvirt.org/xmlns/vm/1";
 
 void init_xml();  // before threads
@@ -37,6 +39,8 @@ struct LiveDomain {
   std::vector<AttachedPart> parts;
   std::vector<std::string> foreign_blockers;  // host devices and guards that are not ours
   std::vector<std::string> overlays;  // files vm.start made for it; they follow it in its metadata
+  // PCI models that the guest has met, by slot; they follow it, too.
+  std::map<std::string, std::string> models;
   bool has_guest_port = false;
   bool guest_port_open = false;  // somebody in the guest has it open
 };
@@ -52,6 +56,10 @@ bool valid_slot_name(const std::string& slot);
 Result<std::string> make_device_xml(const std::string& snippet, const DeviceFill& fill,
                                     const std::string& alias);
 
+// The host's PCI device that a piece of libvirt device XML passes through, "0000:5e:02.0". Nothing
+// for devices of other kinds.
+std::optional<std::string> source_pci_address(const std::string& snippet);
+
 struct Pinning {
   std::vector<int> cpus;
   int numa_node = -1;
@@ -60,6 +68,8 @@ struct Pinning {
 // The XML of vm.start: pinned, and with the list of overlays in its metadata.
 Result<std::string> prepare_domain(const std::string& xml, const std::optional<Pinning>& pinning,
                                    const std::vector<std::string>& overlays);
+// Overlays and models as an element for virDomainSetMetadata, which adds the namespace itself.
+std::string vm_metadata(const LiveDomain& domain);
 // The same domain without this host's CPU and NUMA numbers, for another host.
 Result<std::string> without_pinning(const std::string& xml);
 

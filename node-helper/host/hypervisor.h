@@ -86,6 +86,8 @@ class Hypervisor {
       const std::function<void(const MigrateProgress&)>& progress) = 0;
   virtual Status abort_migration(const std::string& vm, Deadline deadline) = 0;
   virtual Status pin(const std::string& vm, const Pinning& pinning, Deadline deadline) = 0;
+  // Overlays and models of `domain` become the VM's: they follow it when it moves.
+  virtual Status remember(const std::string& vm, const LiveDomain& domain, Deadline deadline) = 0;
   virtual Result<std::unique_ptr<ByteChannel>> open_channel(
       const std::string& vm, const std::string& port, std::function<void(std::string_view)> on_data,
       std::function<void()> on_close, Deadline deadline) = 0;

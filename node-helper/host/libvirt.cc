@@ -259,6 +259,13 @@ Status Libvirt::pin(const std::string& vm, const Pinning& pinning, Deadline dead
   });
 }
 
+Status Libvirt::remember(const std::string& vm, const LiveDomain& domain, Deadline deadline) {
+  return domain_call("metadata", vm, deadline, [text = vm_metadata(domain)](virDomainPtr d) {
+    return virDomainSetMetadata(d, VIR_DOMAIN_METADATA_ELEMENT, text.c_str(), kMetadataPrefix,
+                                kMetadataUri, VIR_DOMAIN_AFFECT_LIVE);
+  });
+}
+
 std::optional<MigrateProgress> Libvirt::job_progress(const std::string& vm) {
   using Progress = std::optional<MigrateProgress>;
   auto got = call<Progress>("progress of " + vm, Deadline::after(std::chrono::seconds(2)),

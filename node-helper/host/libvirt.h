@@ -41,6 +41,7 @@ class Libvirt : public Hypervisor {
       const std::function<void(const MigrateProgress&)>& progress) override;
   Status abort_migration(const std::string& vm, Deadline deadline) override;
   Status pin(const std::string& vm, const Pinning& pinning, Deadline deadline) override;
+  Status remember(const std::string& vm, const LiveDomain& domain, Deadline deadline) override;
   Result<std::unique_ptr<ByteChannel>> open_channel(const std::string& vm, const std::string& port,
                                                     std::function<void(std::string_view)> on_data,
                                                     std::function<void()> on_close,

@@ -70,11 +70,12 @@ const std::map<std::string, Node::Method>& Node::methods() {
 }
 
 Node::Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
-           std::function<std::int64_t()> available_memory)
+           std::function<std::int64_t()> available_memory, const std::string& root)
     : config_(config),
       hypervisor_(hypervisor),
       store_(store),
       available_memory_(std::move(available_memory)),
+      bus_(root),
       guests_(hypervisor) {
   if (!available_memory_) available_memory_ = [] { return meminfo("MemAvailable"); };
   HypervisorEvents events;
@@ -248,15 +249,36 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
           {"memory_bytes", look.domain.memory_bytes}};
 }
 
+json Node::device_to_json(const DeviceConfig& config, const PassthroughDevice& device) const {
+  json entry = {{"device", config.name},
+                {"gres", config.gres},
+                {"state", "free"},
+                {"numa_node", config.numa_node},
+                {"description", config.description}};
+  if (device.functions.empty()) return entry;
+  const PciLook& look = device.functions.front();
+  if (config.numa_node < 0) entry["numa_node"] = look.numa_node;
+  entry["pci"] = look.address;
+  entry["model"] = look.model;
+  entry["driver"] = look.driver;
+  entry["iommu_group"] = look.iommu_group;
+  if (!look.pf.empty()) {
+    entry["pf"] = look.pf;
+    entry["vf"] = look.vf;
+  }
+  entry["ports"] = json::array();
+  for (const PciPort& port : look.ports)
+    entry["ports"].push_back({{"port", port.name}, {"state", port.state}});
+  return entry;
+}
+
 json Node::devices_to_json(const NodeState& state,
                            const std::map<std::string, VmLook>& looks) const {
   json list = json::array();
+  const Inventory devices = inventory();
   for (const DeviceConfig& d : config_.devices) {
-    json entry = {{"device", d.name},
-                  {"gres", d.gres},
-                  {"state", "free"},
-                  {"numa_node", d.numa_node},
-                  {"description", d.description}};
+    const PassthroughDevice& device = devices.at(d.name);
+    json entry = device_to_json(d, device);
     for (const auto& [vm, record] : state.vms) {
       for (const Reservation& r : record.slots) {
         if (r.device != d.name) continue;
@@ -269,6 +291,7 @@ json Node::devices_to_json(const NodeState& state,
         entry["vm"] = vm;
       }
     }
+    if (entry["state"] != "attached" && device.problem) entry["problem"] = device.problem->message;
     list.push_back(std::move(entry));
   }
   return list;

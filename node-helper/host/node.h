@@ -18,6 +18,8 @@
 #include "node-helper/host/config.h"
 #include "node-helper/host/guest_link.h"
 #include "node-helper/host/hypervisor.h"
+#include "node-helper/host/passthrough.h"
+#include "node-helper/host/pci_bus.h"
 #include "node-helper/host/store.h"
 #include "node-helper/host/timed_gate.h"
 #include "node-helper/protocol/operation_log.h"
@@ -27,9 +29,10 @@ namespace symvirt::host {
 
 class Node {
  public:
-  // `available_memory`: bytes that could be given to a VM now; tests give their own.
+  // `available_memory`: bytes that could be given to a VM now; `root`: where /sys and /proc are.
+  // Tests give their own.
   Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
-       std::function<std::int64_t()> available_memory = {});
+       std::function<std::int64_t()> available_memory = {}, const std::string& root = "");
   ~Node();
 
   // Compares what is stored with what runs; what runs wins. An unreachable libvirtd is no error: it
@@ -71,19 +74,30 @@ class Node {
 
   Status check_generation(const json& params);
   json vm_to_json(const std::string& vm, const VmLook& look, const VmRecord& record) const;
+  json device_to_json(const DeviceConfig& config, const PassthroughDevice& device) const;
   json devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const;
   bool is_ours(const VmLook& look, const VmRecord& record) const;
   Result<VmLook> look_here(const std::string& vm,
                            Deadline deadline);  // running or paused, or an error
   std::shared_ptr<TimedGate> vm_lock(const std::string& vm);
 
+  // What the configuration describes, as it is now, by name.
+  using Inventory = std::map<std::string, PassthroughDevice>;
+  Inventory inventory() const;
   // What reserve does to a record.
   Status assign(NodeState& state, const std::string& vm, const json& slots, bool replace,
-                const std::set<std::string>& attached_slots) const;
+                const LiveDomain& domain, const Inventory& inventory) const;
+  const DeviceConfig* choose(const std::set<std::string>& taken, const Reservation& wanted,
+                             const std::string& guest_model, const Inventory& inventory,
+                             std::optional<Error>& why_not) const;
+  Status check_attach(const std::string& vm, const Reservation& slot, const LiveDomain& domain,
+                      const Inventory& inventory) const;
+  void remember_models(const std::string& vm, const VmRecord& record, LiveDomain domain,
+                       const Inventory& inventory, Deadline deadline);
   Status wait_detached(const std::string& vm, const std::vector<std::string>& aliases,
                        Deadline deadline, std::chrono::milliseconds ask_again);
   Status attach_slot(const std::string& vm, const Reservation& slot, int index, const VmLook& look,
-                     Deadline deadline, bool& attached);
+                     const PassthroughDevice& device, Deadline deadline, bool& attached);
   Status wait_gone(const std::string& vm, Deadline deadline);
   void remove_overlays(const std::string& vm, const std::vector<std::string>& overlays);
   Status make_overlays(const json& overlays, Deadline deadline, std::vector<std::string>& made);
@@ -98,6 +112,7 @@ class Node {
   Hypervisor& hypervisor_;
   Store& store_;
   std::function<std::int64_t()> available_memory_;
+  const PciBus bus_;
   GuestLink guests_;
   OperationLog operations_;
   std::atomic<bool> stopping_{false};

@@ -34,10 +34,59 @@ std::string made_up_mac(const std::string& vm, const std::string& slot) {
                      h >> 8 & 0xff, h & 0xff);
 }
 
+std::string slot_of(const std::string& alias) {
+  const auto part = parse_alias(alias);
+  return "slot " + (part ? part->slot : alias);
+}
+
+// A driver that has met one model may not know another.
+bool fits_guest(const DeviceConfig& device, const std::string& model,
+                const std::string& guest_model) {
+  return guest_model.empty() || model.empty() || model == guest_model ||
+         std::find(device.compatible.begin(), device.compatible.end(), guest_model) !=
+             device.compatible.end();
+}
+
 }  // namespace
 
+Node::Inventory Node::inventory() const {
+  Inventory all;
+  std::map<std::string, std::string> described;  // PCI address -> name
+  for (const DeviceConfig& d : config_.devices) {
+    PassthroughDevice device = find_passthrough(d, bus_);
+    for (const PciLook& f : device.functions) {
+      const auto [it, fresh] = described.insert({f.address, d.name});
+      if (fresh || device.problem) continue;
+      device.problem = Error{
+          Code::kPrecondition,
+          fmt::format("PCI device {} is described twice, also as {}; take one out of noded.toml",
+                      f.address, it->second)};
+    }
+    all[d.name] = std::move(device);
+  }
+  return all;
+}
+
+const DeviceConfig* Node::choose(const std::set<std::string>& taken, const Reservation& wanted,
+                                 const std::string& guest_model, const Inventory& inventory,
+                                 std::optional<Error>& why_not) const {
+  const DeviceConfig* second_best = nullptr;
+  for (const DeviceConfig& d : config_.devices) {
+    if (d.gres != wanted.gres || taken.contains(d.name)) continue;
+    const PassthroughDevice& device = inventory.at(d.name);
+    if (device.problem) {
+      if (!why_not)
+        why_not = device.problem->with(fmt::format("device {} of {}", d.name, config_.host));
+      continue;
+    }
+    if (fits_guest(d, device.model(), guest_model)) return &d;
+    if (second_best == nullptr) second_best = &d;
+  }
+  return second_best;
+}
+
 Status Node::assign(NodeState& state, const std::string& vm, const json& slots, bool replace,
-                    const std::set<std::string>& attached_slots) const {
+                    const LiveDomain& domain, const Inventory& inventory) const {
   std::set<std::string> taken;
   for (const auto& [name, record] : state.vms) {
     for (const Reservation& r : record.slots) taken.insert(r.device);
@@ -57,12 +106,17 @@ Status Node::assign(NodeState& state, const std::string& vm, const json& slots, 
     auto have = std::find_if(record.slots.begin(), record.slots.end(),
                              [&](const Reservation& old) { return old.slot == r.slot; });
     const bool fits = have != record.slots.end() && have->gres == r.gres;
-    if (fits && (!replace || attached_slots.contains(r.slot))) continue;
-    auto free = std::find_if(
-        config_.devices.begin(), config_.devices.end(),
-        [&](const DeviceConfig& d) { return d.gres == r.gres && !taken.contains(d.name); });
-    if (free == config_.devices.end()) {
+    const bool attached =
+        std::any_of(domain.parts.begin(), domain.parts.end(),
+                    [&](const AttachedPart& part) { return part.slot == r.slot; });
+    if (fits && (!replace || attached)) continue;
+    auto known = domain.models.find(r.slot);
+    std::optional<Error> why_not;
+    const DeviceConfig* free =
+        choose(taken, r, known == domain.models.end() ? "" : known->second, inventory, why_not);
+    if (free == nullptr) {
       if (fits) continue;  // no other one: the same is tried again
+      if (why_not) return why_not->with(vm);
       return Error{Code::kExhausted,
                    fmt::format("{}: no free device of gres {} on {}", vm, r.gres, config_.host)};
     }
@@ -86,8 +140,7 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
   if (Status s = p.status(); !s) return s.error();
   auto look = hypervisor_.look(vm, request.deadline);
   if (!look) return look.error();
-  std::set<std::string> attached;
-  for (const AttachedPart& part : look->domain.parts) attached.insert(part.slot);
+  const Inventory devices_now = inventory();
   const bool uses_memory = look->state != VmState::kAbsent && look->state != VmState::kShutoff;
   json devices = json::array();
   Status s = store_.update([&](NodeState& state) -> Status {
@@ -101,7 +154,8 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
       }
       state.vms[vm].memory_bytes = memory;
     }
-    if (Status assigned = assign(state, vm, slots, replace, attached); !assigned) return assigned;
+    if (Status assigned = assign(state, vm, slots, replace, look->domain, devices_now); !assigned)
+      return assigned;
     for (const Reservation& r : state.vms[vm].slots)
       devices.push_back({{"slot", r.slot}, {"device", r.device}});
     return {};
@@ -143,6 +197,7 @@ Result<json> Node::device_release(const RpcRequest& request, const OperationLog:
 Status Node::wait_detached(const std::string& vm, const std::vector<std::string>& aliases,
                            Deadline deadline, milliseconds ask_again) {
   auto asked = std::chrono::steady_clock::now();
+  std::vector<std::string> left = aliases;  // as of the last look that was answered
   for (;;) {
     std::string refused;
     {
@@ -162,10 +217,11 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
       if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
     }
     if (!refused.empty()) {
-      return Error{Code::kRefused, fmt::format("{}: the guest refuses to give up {}", vm, refused)};
+      return Error{Code::kRefused, fmt::format("{}: the guest refuses to give up the device in {}",
+                                               vm, slot_of(refused))};
     }
     auto look = hypervisor_.look(vm, deadline);
-    std::vector<std::string> left;
+    if (look) left.clear();
     for (const AttachedPart& part : look ? look->domain.parts : std::vector<AttachedPart>()) {
       const std::string alias = alias_of(part.slot, part.part);
       if (std::find(aliases.begin(), aliases.end(), alias) != aliases.end()) left.push_back(alias);
@@ -173,9 +229,9 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
     if (look && left.empty()) return {};
     if (deadline.expired()) {
       return Error{Code::kDeadline,
-                   fmt::format("{}: the guest has not given up {} in time; is it still booting, or "
-                               "does something in it hold the device?",
-                               vm, left.empty() ? "its devices" : left.front())};
+                   fmt::format("{}: the guest has not given up the device in {} in time, and still "
+                               "may; is it booting, or does something in it hold the device?",
+                               vm, slot_of(left.front()))};
     }
     if (std::chrono::steady_clock::now() - asked < ask_again) continue;
     asked = std::chrono::steady_clock::now();
@@ -209,6 +265,13 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
     }
   }
   if (aliases.empty()) return json{{"detached", json::array()}};
+  if (look->state == VmState::kPaused) {
+    // libvirt would say yes, and the device would go whenever the guest runs again.
+    return Error{Code::kPrecondition,
+                 fmt::format("{}: is suspended, and only a running guest can give up the device in "
+                             "slot {}; vm.resume comes first",
+                             vm, *slots.begin())};
+  }
   for (const std::string& alias : aliases) {
     Status s = hypervisor_.ask_detach(vm, alias, deadline);
     // Somebody asked before us (a noded that was killed): what counts is that it goes.
@@ -219,16 +282,45 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
   return json{{"detached", slots}};
 }
 
-Status Node::attach_slot(const std::string& vm, const Reservation& slot, int index,
-                         const VmLook& look, Deadline deadline, bool& attached) {
-  const DeviceConfig* device = config_.find_device(slot.device);
-  if (device == nullptr) {
+// What can be known before anything is touched.
+Status Node::check_attach(const std::string& vm, const Reservation& slot, const LiveDomain& domain,
+                          const Inventory& inventory) const {
+  const DeviceConfig* config = config_.find_device(slot.device);
+  if (config == nullptr) {
     return Error{Code::kNotFound,
                  fmt::format("{}: device {} is not in noded.toml any more", vm, slot.device)};
   }
-  const DeviceFill fill{vm, slot.slot, device->name, slot.mac, index, ""};
+  const std::string what = fmt::format("{}: device {} of {}", vm, slot.device, config_.host);
+  const PassthroughDevice& device = inventory.at(slot.device);
+  if (device.problem) return device.problem->with(what);
+  auto known = domain.models.find(slot.slot);
+  if (known == domain.models.end() || fits_guest(*config, device.model(), known->second)) return {};
+  return Error{
+      Code::kPrecondition,
+      fmt::format("{}: is a {}, and the guest has been given a {} in slot {} before, whose driver "
+                  "may not know the other; give devices of one model a gres of their own, or write "
+                  "compatible = [\"{}\"] in noded.toml if the driver knows both",
+                  what, device.model(), known->second, slot.slot, known->second)};
+}
+
+void Node::remember_models(const std::string& vm, const VmRecord& record, LiveDomain domain,
+                           const Inventory& inventory, Deadline deadline) {
+  bool news = false;
+  for (const Reservation& slot : record.slots) {
+    const std::string model = inventory.at(slot.device).model();
+    if (!model.empty()) news |= domain.models.insert({slot.slot, model}).second;
+  }
+  if (!news) return;
+  // Without it a later host cannot compare; nothing else is lost.
+  if (Status s = hypervisor_.remember(vm, domain, deadline); !s) log_warning(s.error().message);
+}
+
+Status Node::attach_slot(const std::string& vm, const Reservation& slot, int index,
+                         const VmLook& look, const PassthroughDevice& device, Deadline deadline,
+                         bool& attached) {
+  const DeviceFill fill{vm, slot.slot, slot.device, slot.mac, index, ""};
   std::vector<std::string> done;
-  for (std::size_t k = 0; k < device->snippets.size(); ++k) {
+  for (std::size_t k = 0; k < device.snippets.size(); ++k) {
     const int part = static_cast<int>(k);
     const bool there =
         std::any_of(look.domain.parts.begin(), look.domain.parts.end(),
@@ -237,15 +329,16 @@ Status Node::attach_slot(const std::string& vm, const Reservation& slot, int ind
     DeviceFill own = fill;
     if (part == 0) own.guest_address = slot.guest_address;
     const std::string alias = alias_of(slot.slot, part);
-    auto xml = make_device_xml(device->snippets[k], own, alias);
-    if (!xml) return xml.error().with(device->name);
+    auto xml = make_device_xml(device.snippets[k], own, alias);
+    if (!xml) return xml.error().with(slot.device);
     Status s = hypervisor_.attach(vm, *xml, deadline);
     if (s) {
       attached = true;
       done.push_back(alias);
       continue;
     }
-    Error error = s.error().with(fmt::format("device {} of {}", device->name, config_.host));
+    Error error =
+        explain_attach(s.error()).with(fmt::format("device {} of {}", slot.device, config_.host));
     // Half a device is none: what came with this call goes with it.
     {
       std::lock_guard guard(mutex_);
@@ -279,14 +372,25 @@ Result<json> Node::device_attach(const RpcRequest& request, const OperationLog::
     Status s = hypervisor_.pin(vm, {record.lease.cpus, record.lease.numa_node}, deadline);
     if (!s) log_warning(s.error().message);
   }
+  const Inventory devices = inventory();
+  for (const Reservation& slot : record.slots) {
+    const bool there =
+        std::any_of(look->domain.parts.begin(), look->domain.parts.end(),
+                    [&](const AttachedPart& part) { return part.slot == slot.slot; });
+    if (there && config_.find_device(slot.device) != nullptr) continue;
+    if (Status s = check_attach(vm, slot, look->domain, devices); !s) return s.error();
+  }
   json list = json::array();
   for (std::size_t i = 0; i < record.slots.size(); ++i) {
     bool attached = false;
     const Reservation& slot = record.slots[i];
-    if (Status s = attach_slot(vm, slot, static_cast<int>(i), *look, deadline, attached); !s)
+    if (Status s = attach_slot(vm, slot, static_cast<int>(i), *look, devices.at(slot.device),
+                               deadline, attached);
+        !s)
       return s.error();
     if (attached) list.push_back({{"slot", slot.slot}, {"device", slot.device}, {"mac", slot.mac}});
   }
+  remember_models(vm, record, std::move(look->domain), devices, deadline);
   return json{{"attached", list}};
 }
 

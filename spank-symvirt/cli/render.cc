@@ -212,16 +212,36 @@ std::string render_transaction(const json& tx) {
   return out;
 }
 
+namespace {
+
+// "ens3f0 up, mlx5_0/1 active"
+std::string ports_text(const json& device) {
+  std::string out;
+  for (const json& port : list_of(device, "ports")) {
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", text_of(port, "port"),
+                       text_of(port, "state"));
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string render_devices(const json& answer) {
-  Table table({"HOST", "DEVICE", "GRES", "STATE", "VM", "NUMA", "DESCRIPTION"});
+  Table table(
+      {"HOST", "DEVICE", "GRES", "STATE", "VM", "NUMA", "PCI", "DRIVER", "PORTS", "DESCRIPTION"});
+  std::string problems;
   for (const json& d : list_of(answer, "devices")) {
     const json& numa = field_of(d, "numa_node");
+    const bool known = numa.is_number_integer() && numa != -1;
     table.add({text_of(d, "host"), text_of(d, "device"), text_of(d, "gres"), text_of(d, "state"),
-               text_of(d, "vm"), numa.is_number_integer() ? json_line(numa) : "",
-               text_of(d, "description")});
+               text_of(d, "vm"), known ? json_line(numa) : "", text_of(d, "pci"),
+               text_of(d, "driver"), ports_text(d), text_of(d, "description")});
+    if (const std::string problem = text_of(d, "problem"); !problem.empty())
+      problems += fmt::format("{} {}: cannot be given to a VM: {}\n", printable(text_of(d, "host")),
+                              printable(text_of(d, "device")), printable(problem));
   }
   return table.empty() ? "No host has told of a device yet; see symvirtctl doctor.\n"
-                       : table.text();
+                       : table.text() + problems;
 }
 
 std::string render_doctor(const json& answer) {

@@ -265,7 +265,12 @@ Result<json> Daemon::api_doctor() {
                            j.value("libvirt_ok", false) ? "answers" : "does not answer",
                            "systemctl status libvirtd on the host"));
     std::map<std::string, int> devices;
-    for (const json& d : j.value("devices", json::array())) ++devices[d.value("gres", "")];
+    for (const json& d : j.value("devices", json::array())) {
+      ++devices[d.value("gres", "")];
+      if (const std::string problem = d.value("problem", ""); !problem.empty())
+        checks.push_back(check(fmt::format("{} device {}", name, d.value("device", "")), false,
+                               problem, "no VM gets it before; docs/host-preparation.md"));
+    }
     for (const auto& [gres, count] : devices) {
       const bool promised = node.gres.find(fmt::format("{}:{}", gres, count)) != std::string::npos;
       checks.push_back(check(fmt::format("{} devices of gres {}", name, gres), promised,

@@ -136,6 +136,7 @@ Result<VmLook> FakeHypervisor::look(const std::string& vm, Deadline) {
   look.domain.memory_bytes = 1 << 29;
   look.domain.has_guest_port = true;
   look.domain.overlays = it->second.overlays;
+  look.domain.models = it->second.models;
   for (const std::string& alias : it->second.aliases) {
     if (auto part = host::parse_alias(alias)) look.domain.parts.push_back(*part);
   }
@@ -190,6 +191,7 @@ Status FakeHypervisor::attach(const std::string& vm, const std::string& xml, Dea
   std::lock_guard lock(mutex_);
   const bool guard = xml.find("<shmem") != std::string::npos;
   if (Status s = enter(guard ? "attach guard" : "attach nic"); !s) return s;
+  last_device = xml;
   const std::size_t at = xml.find("ua-symvirt-");
   domains_[vm].aliases.push_back(xml.substr(at, xml.find('"', at) - at));
   return {};
@@ -239,6 +241,14 @@ Status FakeHypervisor::abort_migration(const std::string& vm, Deadline) {
 Status FakeHypervisor::pin(const std::string&, const host::Pinning&, Deadline) {
   std::lock_guard lock(mutex_);
   return enter("pin");
+}
+
+Status FakeHypervisor::remember(const std::string& vm, const host::LiveDomain& domain, Deadline) {
+  std::lock_guard lock(mutex_);
+  if (Status s = enter("remember"); !s) return s;
+  domains_[vm].overlays = domain.overlays;
+  domains_[vm].models = domain.models;
+  return {};
 }
 
 Result<std::unique_ptr<host::ByteChannel>> FakeHypervisor::open_channel(

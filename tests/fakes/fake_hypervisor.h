@@ -18,9 +18,10 @@ struct FakeDomain {
   bool migrating = false;
   std::vector<std::string> aliases;
   std::vector<std::string> overlays;
-  std::set<std::string> stuck;  // aliases the guest does not give up
-  bool silent_removal = false;  // no event
-  bool guest = true;            // answers lines
+  std::map<std::string, std::string> models;  // by slot
+  std::set<std::string> stuck;                // aliases the guest does not give up
+  bool silent_removal = false;                // no event
+  bool guest = true;                          // answers lines
 };
 
 class FakeHypervisor : public host::Hypervisor {
@@ -42,6 +43,7 @@ class FakeHypervisor : public host::Hypervisor {
       const std::function<void(const host::MigrateProgress&)>& progress) override;
   Status abort_migration(const std::string& vm, Deadline) override;
   Status pin(const std::string& vm, const host::Pinning& pinning, Deadline) override;
+  Status remember(const std::string& vm, const host::LiveDomain& domain, Deadline) override;
   Result<std::unique_ptr<host::ByteChannel>> open_channel(
       const std::string& vm, const std::string& port, std::function<void(std::string_view)> on_data,
       std::function<void()> on_close, Deadline) override;
@@ -57,6 +59,7 @@ class FakeHypervisor : public host::Hypervisor {
 
   std::function<std::string(const std::string& line)> guest;  // answer to a line; "": none
   int migrate_ms = 0;
+  std::string last_device;  // XML of the last attach
 
  private:
   struct PortState;

@@ -1,7 +1,9 @@
 """The main path: a VM with a real passthrough device moves to another host and gets that host's device."""
+import concurrent.futures
 import os
 import time
 
+import failures
 from world import GUEST_ADDRESS, HERE, Failed, host_mac
 
 VM = "v1"
@@ -30,6 +32,8 @@ def boot(world, host):
     world.step(f"VM started on {host}")
     attached = world.call(host, "device.attach", {"vm": VM, "op": "1/attach/v1/1"}, 120)["attached"]
     world.step(f"device attached: {attached[0]['device']}")
+    device = world.device(host, "hca0")
+    world.check(device["driver"] == "vfio-pci" and device["state"] == "attached", f"the host's vfio-pci has it: {device}")
     world.until(240, "symvirt-guestd of the nested guest",
                 lambda: world.call(host, "vm.info", {"vm": VM})["guest_connected"], every=1)
     boot_id = world.until(60, "guest.ping", lambda: world.guest(host, VM, "guest.ping"))["boot_id"]
@@ -56,6 +60,8 @@ def detach(world, source):
     world.guest(source, VM, "device.let_go", {"epoch": 0, "slots": ["hca0"]})
     detached = world.call(source, "device.detach", {"vm": VM, "op": "3/detach/v1/1"}, 120)["detached"]
     world.step(f"DEVICE_REMOVED: {detached}")
+    world.until(30, f"hca0 of {source} with its host driver", lambda: world.device(source, "hca0")["driver"] == "e1000e", every=0.1)
+    world.step("device is back with its host driver")
 
 
 def move(world, boot_id, source, target):
@@ -77,9 +83,15 @@ def move(world, boot_id, source, target):
 
 def main_path(world):
     source, target = "vh1", "vh2"
-    boot_id = boot(world, source)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        world.aside = pool.submit(failures.run, world)
+        boot_id = boot(world, source)
+        world.aside.result()
+    world.step("failures on the second host: all as they should be")
     refused_migration(world, boot_id, source, target)
     detach(world, source)
     move(world, boot_id, source, target)
+    failures.other_model(world, VM)
+    world.step("a device of another model was refused")
     world.call(target, "vm.stop", {"vm": VM, "mode": "destroy", "op": "6/stop/v1/1"})
     world.step("stopped")

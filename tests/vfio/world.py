@@ -85,6 +85,7 @@ class World:
         self.steps = []  # (seconds of the step, what)
         self.say_lock = threading.Lock()
         self.peer = None
+        self.aside = None  # future of what runs beside the main path
         self.clock = self.began
 
     # -- telling
@@ -249,6 +250,8 @@ class World:
         end = time.monotonic() + seconds
         last = ""
         while time.monotonic() < end:
+            if self.aside and self.aside.done():
+                self.aside.result()  # raises what it failed with
             try:
                 value = condition()
                 if value:

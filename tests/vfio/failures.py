@@ -1,0 +1,90 @@
+"""What can go wrong with a device: each failure names it, says what to do, and leaves nothing half-done. On the second host, while the
+guest on the first one boots; the VMs here are firmware without a disk, so that nothing in them ever answers."""
+from world import NIC, SHARED, SIBLING
+
+HOST = "vh2"
+
+
+def firmware_only(name, ports, devices=""):
+    """A VM that stays in its firmware, with so many free PCIe ports."""
+    root_ports = "<controller type='pci' model='pcie-root-port'/>" * ports
+    return f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+      <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><features><acpi/></features>
+      <cpu mode='custom' match='exact' check='none'><model>qemu64</model></cpu>
+      <devices><emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/>
+      <controller type='pci' model='pcie-root'/>{root_ports}<memballoon model='none'/>{devices}
+      </devices></domain>"""
+
+
+FOREIGN = f"""<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x{NIC[5:7]}' slot='0x00'
+  function='0x0'/></source></hostdev>"""
+
+
+def reserve(world, vm, gres, slot, expect=None, words=()):
+    params = {"vm": vm, "slots": [{"slot": slot, "gres": gres}]}
+    if expect:
+        return world.refused(expect, words, HOST, "device.reserve", params)
+    return world.call(HOST, "device.reserve", params)
+
+
+def driver_is(world, name, driver):
+    world.until(20, f"{name} of {HOST} back with {driver}", lambda: world.device(HOST, name)["driver"] == driver)
+    world.say(f"  ok: {name} of {HOST} has its host driver {driver}")
+
+
+def inspection(world):
+    """What host.info says of the devices when nothing has happened yet."""
+    hca, shared, nvme, absent = (world.device(HOST, name) for name in ("hca0", "shared0", "nvme0", "absent0"))
+    world.check(hca["pci"] == NIC and hca["model"] == "8086:10d3" and hca["driver"] == "e1000e" and hca["iommu_group"] >= 0
+                and "problem" not in hca and hca["ports"][0]["port"].startswith("eth"), f"hca0: {hca}")
+    world.check(nvme["pf"] == "0000:03:00.0" and nvme["vf"] == 0 and "problem" not in nvme, f"nvme0: {nvme}")
+    world.check(shared["pci"] == SHARED and SIBLING in shared["problem"], f"shared0: {shared['problem']}")
+    world.check("0000:77:00.0" in absent["problem"], f"absent0: {absent['problem']}")
+    return nvme["driver"]
+
+
+def run(world):
+    nvme_driver = inspection(world)
+    reserve(world, "w1", "absent", "a", "NOT_FOUND", ["absent0 of vh2", "0000:77:00.0", "lspci"])
+    reserve(world, "w1", "shared", "s", "PRECONDITION", ["shared0 of vh2", SHARED, SIBLING, "e1000e", "vfio-pci"])
+
+    # Another VM, not one of ours, has the NIC.
+    world.call(HOST, "vm.start", {"vm": "w2", "xml": firmware_only("w2", 1, FOREIGN)}, 120)
+    world.call(HOST, "vm.start", {"vm": "w1", "xml": firmware_only("w1", 1)}, 120)
+    reserve(world, "w1", "hca", "h")
+    world.refused("PRECONDITION", ["hca0 of vh2", NIC, "in use", "domain w2"], HOST, "device.attach", {"vm": "w1"}, 60)
+    world.call(HOST, "vm.stop", {"vm": "w2", "mode": "destroy"})
+    driver_is(world, "hca0", "e1000e")
+    world.call(HOST, "vm.stop", {"vm": "w1", "mode": "destroy"})
+    world.call(HOST, "device.release", {"vm": "w1"})
+
+    # One PCIe port, two devices: the second one does not fit, and stays the host's.
+    world.call(HOST, "vm.start", {"vm": "w1", "xml": firmware_only("w1", 1)}, 120)
+    reserve(world, "w1", "nvme", "n")
+    world.call(HOST, "device.attach", {"vm": "w1"}, 60)
+    nvme = world.device(HOST, "nvme0")
+    world.check(nvme["driver"] == "vfio-pci" and nvme["state"] == "attached", "a virtual function that is no NIC is attached")
+    reserve(world, "w1", "hca", "h")
+    world.refused("EXHAUSTED", ["hca0 of vh2", "pcie-root-port"], HOST, "device.attach", {"vm": "w1"}, 60)
+    driver_is(world, "hca0", "e1000e")
+
+    # A guest that does not answer: suspended, and one that has no operating system.
+    world.call(HOST, "vm.suspend", {"vm": "w1"})
+    world.refused("PRECONDITION", ["w1", "suspended", "vm.resume"], HOST, "device.detach", {"vm": "w1"})
+    world.call(HOST, "vm.resume", {"vm": "w1"})
+    world.refused("DEADLINE", ["w1", "slot n", "has not given up", "booting"], HOST, "device.detach", {"vm": "w1"}, 6)
+    attached = [d["slot"] for d in world.call(HOST, "vm.info", {"vm": "w1"})["devices"] if d["attached"]]
+    world.check(attached == ["n"], "the device is still the VM's")
+    world.call(HOST, "vm.stop", {"vm": "w1", "mode": "destroy"})
+    world.call(HOST, "device.release", {"vm": "w1"})
+    driver_is(world, "nvme0", nvme_driver)
+    states = {d["device"]: d["state"] for d in world.call(HOST, "host.info")["devices"]}
+    world.check(set(states.values()) == {"free"}, f"all devices of {HOST} are free again")
+
+
+def other_model(world, vm):
+    """The guest has known a NIC in this slot: a device of another model is not put into its place."""
+    world.call(HOST, "device.detach", {"vm": vm}, 120)
+    world.call(HOST, "device.reserve", {"vm": vm, "slots": [{"slot": "hca0", "gres": "nvme"}]})
+    world.refused("PRECONDITION", ["nvme0 of vh2", "1b36:0010", "8086:10d3", "compatible"], HOST, "device.attach", {"vm": vm})
+    world.check(world.device(HOST, "nvme0")["driver"] != "vfio-pci", "it was not touched")
