@@ -22,16 +22,10 @@
 // Threads: as libibverbs, any.
 #pragma once
 
-#include <infiniband/verbs.h>
-
 #include <cstddef>
 #include <cstdint>
 
-// verbs.h makes macros of these; here they are names of members.
-#undef ibv_query_port
-#undef ibv_reg_mr
-#undef ibv_reg_mr_iova
-#undef ibv_get_device_list
+#include "pmix-hooks/ranks/verbs/verbs_api.h"
 
 namespace symvirt::hooks::verbs {
 

@@ -1,0 +1,443 @@
+// Post, poll and notify: what verbs.h calls through context->ops, tens of millions of times a
+// second.
+//
+// Each enters the gate (gate.h), looks at one word, and passes through. What it leaves behind for a
+// quiesce: posted work in the queue's log, completions counted per queue pair.
+#include <cerrno>
+
+#include "pmix-hooks/ranks/verbs/layer.h"
+
+namespace symvirt::hooks::verbs {
+namespace {
+
+constexpr int kBatch = 16;
+constexpr int kBatchSges = 64;
+
+using Taken = BiasedLock::Taken;
+
+int refused_in_child() { return EIO; }
+
+// Writes the list down, then gives it to the device with everything translated. On failure forgets
+// what the device did not take.
+int post_send_translated(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad) {
+  std::uint64_t count = 0;
+  for (ibv_send_wr* w = wr; w != nullptr; w = w->next, ++count) qp.sends.append(*w);
+  const std::uint64_t base = qp.sends.head - count;  // append may have begun the log anew
+  qp.sends.real = base;
+  const int error = post_records(qp, base, qp.sends.head);
+  if (error != 0) {
+    for (std::uint64_t posted = qp.sends.real - base; posted > 0; --posted) wr = wr->next;
+    *bad = wr;
+    qp.sends.head = qp.sends.real;
+  }
+  return error;
+}
+
+int post_send(ibv_qp* pub, ibv_send_wr* wr, ibv_send_wr** bad) noexcept {
+  VQp& qp = *of(pub);
+  ThreadSlot* const slot = this_thread();
+  while (true) {
+    enter(slot);
+    const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
+    if (__builtin_expect((state & (kSendsHeld | kForked)) != 0, 0)) {
+      leave(slot);
+      if ((state & kForked) != 0) return refused_in_child();
+      bool again = false;
+      const int error = held_post_send(qp, wr, bad, again);
+      if (!again) return error;
+      continue;
+    }
+    const Taken taken = qp.send_lock.lock(slot);
+    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
+    qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
+    int error = 0;
+    if (__builtin_expect((state | qp.translate) == 0, 1)) {
+      error = qp.real->context->ops.post_send(qp.real, wr, bad);
+      const ibv_send_wr* const end = error == 0 ? nullptr : *bad;
+      for (const ibv_send_wr* w = wr; w != end; w = w->next) qp.sends.append(*w);
+      qp.sends.real = qp.sends.head;
+    } else {
+      error = post_send_translated(qp, wr, bad);
+    }
+    qp.send_lock.unlock(taken);
+    leave(slot);
+    return error;
+  }
+}
+
+int post_recv_translated(VQp& qp, ibv_recv_wr* wr, ibv_recv_wr** bad) {
+  const std::lock_guard lock(qp.source_lock);
+  qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
+  std::uint64_t count = 0;
+  for (ibv_recv_wr* w = wr; w != nullptr; w = w->next, ++count) qp.recvs.append(*w);
+  const std::uint64_t base = qp.recvs.head - count;
+  qp.recvs.real = base;
+  const int error = post_receives(qp, base, qp.recvs.head);
+  if (error != 0) {
+    for (std::uint64_t posted = qp.recvs.real - base; posted > 0; --posted) wr = wr->next;
+    *bad = wr;
+    qp.recvs.head = qp.recvs.real;
+  }
+  return error;
+}
+
+int post_recv(ibv_qp* pub, ibv_recv_wr* wr, ibv_recv_wr** bad) noexcept {
+  VQp& qp = *of(pub);
+  ThreadSlot* const slot = this_thread();
+  while (true) {
+    enter(slot);
+    const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
+    if (__builtin_expect((state & (kRecvsHeld | kForked)) != 0, 0)) {
+      leave(slot);
+      if ((state & kForked) != 0) return refused_in_child();
+      bool again = false;
+      const int error = held_post_recv(qp, wr, bad, again);
+      if (!again) return error;
+      continue;
+    }
+    const Taken taken = qp.recv_lock.lock(slot);
+    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
+    int error = 0;
+    if (__builtin_expect(state == 0, 1)) {
+      qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
+      error = qp.real->context->ops.post_recv(qp.real, wr, bad);
+      const ibv_recv_wr* const end = error == 0 ? nullptr : *bad;
+      for (const ibv_recv_wr* w = wr; w != end; w = w->next) qp.recvs.append(*w);
+      qp.recvs.real = qp.recvs.head;
+    } else {
+      error = post_recv_translated(qp, wr, bad);
+    }
+    qp.recv_lock.unlock(taken);
+    leave(slot);
+    return error;
+  }
+}
+
+// A free slot: those whose receive was completed are collected when none is at hand, so that
+// pollers need no lock of this queue.
+bool take_slot(VSrq& srq, std::uint32_t& out) {
+  if (srq.free_slots.empty()) {
+    for (std::uint32_t i = srq.slot_count; i-- > 0;) {
+      if (!srq.slots[i].busy.load(std::memory_order_acquire)) srq.free_slots.push_back(i);
+    }
+  }
+  if (srq.free_slots.empty()) return false;
+  out = srq.free_slots.back();
+  srq.free_slots.pop_back();
+  return true;
+}
+
+int post_srq_one(VSrq& srq, const ibv_recv_wr& wr, bool hold) {
+  if (wr.num_sge < 0 || static_cast<std::uint32_t>(wr.num_sge) > srq.stride) return EINVAL;
+  std::uint32_t index = 0;
+  if (!take_slot(srq, index)) return ENOMEM;
+  SrqSlot& s = srq.slots[index];
+  s.wr_id = wr.wr_id;
+  s.sequence = ++srq.sequence;
+  s.num_sge = static_cast<std::uint32_t>(wr.num_sge);
+  s.posted = false;
+  for (std::uint32_t i = 0; i < s.num_sge; ++i) srq.sges[index * srq.stride + i] = wr.sg_list[i];
+  s.busy.store(true, std::memory_order_release);
+  if (hold) return 0;
+  const int error = post_srq_slot(srq, index);
+  if (error != 0) {
+    s.busy.store(false, std::memory_order_relaxed);
+    srq.free_slots.push_back(index);
+  }
+  return error;
+}
+
+int post_srq_list(VSrq& srq, ibv_recv_wr* wr, ibv_recv_wr** bad, bool hold) {
+  for (; wr != nullptr; wr = wr->next) {
+    const int error = post_srq_one(srq, *wr, hold);
+    if (error != 0) {
+      *bad = wr;
+      return error;
+    }
+  }
+  return 0;
+}
+
+int post_srq_recv(ibv_srq* pub, ibv_recv_wr* wr, ibv_recv_wr** bad) noexcept {
+  VSrq& srq = *of(pub);
+  ThreadSlot* const slot = this_thread();
+  while (true) {
+    enter(slot);
+    const std::uint32_t state = srq.layer->state.load(std::memory_order_acquire);
+    if (__builtin_expect((state & (kRecvsHeld | kForked)) != 0, 0)) {
+      leave(slot);
+      if ((state & kForked) != 0) return refused_in_child();
+      const std::lock_guard lock(srq.layer->held_mutex);
+      if ((srq.layer->state.load(std::memory_order_relaxed) & kRecvsHeld) == 0) continue;
+      return post_srq_list(srq, wr, bad, true);
+    }
+    const Taken taken = srq.lock.lock(slot);
+    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
+    const int error = post_srq_list(srq, wr, bad, false);
+    srq.lock.unlock(taken);
+    leave(slot);
+    return error;
+  }
+}
+
+int take_soft(VCq& cq, int count, ibv_wc* wc) {
+  int taken = 0;
+  for (; taken < count && !cq.soft.empty(); ++taken) {
+    wc[taken] = cq.soft.front();
+    cq.soft.pop_front();
+  }
+  cq.soft_count.store(static_cast<std::uint32_t>(cq.soft.size()), std::memory_order_relaxed);
+  return taken;
+}
+
+int poll_real(VCq& cq, int count, ibv_wc* wc) {
+  const int found = cq.real->context->ops.poll_cq(cq.real, count, wc);
+  int kept = 0;
+  for (int i = 0; i < found; ++i) {
+    if (__builtin_expect(!account(*of(cq.pub.context), cq, wc[i]), 0)) continue;
+    if (kept != i) wc[kept] = wc[i];
+    ++kept;
+  }
+  return found < 0 ? found : kept;
+}
+
+int poll_cq(ibv_cq* pub, int count, ibv_wc* wc) noexcept {
+  VCq& cq = *of(pub);
+  ThreadSlot* const slot = this_thread();
+  while (true) {
+    enter(slot);
+    const std::uint32_t state = cq.layer->state.load(std::memory_order_acquire);
+    if (__builtin_expect((state & (kPollsHeld | kForked)) != 0, 0)) {
+      leave(slot);
+      if ((state & kForked) != 0) return -1;
+      bool again = false;
+      const int found = held_poll(cq, count, wc, again);
+      if (!again) return found;
+      continue;
+    }
+    const Taken taken = cq.lock.lock(slot);
+    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
+    int found = 0;
+    if (__builtin_expect(cq.soft_count.load(std::memory_order_relaxed) != 0, 0))
+      found = take_soft(cq, count, wc);
+    if (found < count) {
+      const int more = poll_real(cq, count - found, wc + found);
+      found = more < 0 && found == 0 ? more : found + (more < 0 ? 0 : more);
+    }
+    cq.lock.unlock(taken);
+    leave(slot);
+    return found;
+  }
+}
+
+int req_notify_cq(ibv_cq* pub, int solicited_only) noexcept {
+  VCq& cq = *of(pub);
+  ThreadSlot* const slot = this_thread();
+  while (true) {
+    enter(slot);
+    const std::uint32_t state = cq.layer->state.load(std::memory_order_acquire);
+    if (__builtin_expect((state & (kPollsHeld | kForked)) != 0, 0)) {
+      leave(slot);
+      if ((state & kForked) != 0) return refused_in_child();
+      bool again = false;
+      const int error = held_notify(cq, solicited_only, again);
+      if (!again) return error;
+      continue;
+    }
+    cq.armed.store(solicited_only != 0 ? VCq::kSolicited : VCq::kAny, std::memory_order_relaxed);
+    const int error = cq.real->context->ops.req_notify_cq(cq.real, solicited_only);
+    leave(slot);
+    return error;
+  }
+}
+
+void add_one(std::atomic<std::uint64_t>& counter) {  // one writer at a time
+  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
+bool finish_srq_receive(VSrq& srq, ibv_wc& wc) {
+  if ((wc.wr_id & 0xffff'ffff'0000'0000) != kSrqTag) return false;
+  const std::uint32_t index = static_cast<std::uint32_t>(wc.wr_id);
+  if (index >= srq.slot_count) return false;
+  SrqSlot& s = srq.slots[index];
+  if (!s.busy.load(std::memory_order_relaxed)) return false;
+  wc.wr_id = s.wr_id;
+  s.busy.store(false, std::memory_order_release);
+  return true;
+}
+
+// The opcode of a failed completion is undefined: whether it was a send or a receive is not known.
+// It does not matter: the queue pair is in its error state, and all its work comes back this way.
+bool account_error(VCq&, VQp& qp, ibv_wc& wc) {
+  wc.qp_num = qp.pub.qp_num;
+  if (qp.taken_back && wc.status == IBV_WC_WR_FLUSH_ERR) {
+    ++qp.flushed;
+    return false;  // by our own hand: the work stays in the log, the application does not see it
+  }
+  if (qp.srq != nullptr && finish_srq_receive(*qp.srq, wc)) return true;
+  qp.errored.store(true, std::memory_order_relaxed);
+  return wc.wr_id != kMarkerId;
+}
+
+struct SendBatch {
+  ibv_send_wr list[kBatch];
+  std::uint64_t index[kBatch];
+  ibv_sge sges[kBatchSges];
+  int count = 0;
+};
+
+void fill_sges(const VQp& qp, SendRecord& r, ibv_sge* sges) {
+  if (r.inline_bytes != 0) {
+    sges[0] = {reinterpret_cast<std::uintptr_t>(&r + 1), r.inline_bytes, 0};
+    return;
+  }
+  const KeyTable* const lkeys = qp.context->lkeys.get();
+  for (std::uint32_t i = 0; i < r.num_sge; ++i) {
+    sges[i] = SendLog::list_of(r)[i];
+    if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
+  }
+}
+
+// As many records as fit, as a list for the device. Returns the first that is not in it.
+std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatch& batch) {
+  batch.count = 0;
+  std::uint32_t used = 0;
+  std::uint64_t next = from;
+  for (; next != to && batch.count < kBatch; ++next) {
+    SendRecord& r = qp.sends.record(next);
+    if (r.wr_id == kMarkerId) {  // of a quiesce that is over
+      r.signalled = 0;
+      continue;
+    }
+    const std::uint32_t needed = r.num_sge + (r.inline_bytes != 0 ? 1u : 0u);
+    if (used + needed > kBatchSges) break;
+    ibv_send_wr& w = batch.list[batch.count];
+    w.wr_id = r.wr_id;
+    w.next = nullptr;
+    w.sg_list = batch.sges + used;
+    w.num_sge = static_cast<int>(needed);
+    w.opcode = static_cast<ibv_wr_opcode>(r.opcode);
+    w.send_flags = r.flags;
+    w.imm_data = r.imm_data;
+    w.wr = r.wr;
+    translate_target(qp, w);
+    fill_sges(qp, r, w.sg_list);
+    if (batch.count > 0) batch.list[batch.count - 1].next = &w;
+    batch.index[batch.count++] = next;
+    used += needed;
+  }
+  return next;
+}
+
+}  // namespace
+
+bool account(VContext& context, VCq& cq, ibv_wc& wc) {
+  VQp* const qp = context.numbers.find(wc.qp_num);
+  if (__builtin_expect(qp == nullptr, 0)) return wc.wr_id != kMarkerId;
+  if (__builtin_expect(wc.status != IBV_WC_SUCCESS, 0)) return account_error(cq, *qp, wc);
+  wc.qp_num = qp->pub.qp_num;
+  if ((wc.opcode & IBV_WC_RECV) == 0) {
+    add_one(qp->sends_completed);
+    return wc.wr_id != kMarkerId;
+  }
+  if (__builtin_expect(qp->translate, 0) &&
+      (qp->layer->state.load(std::memory_order_relaxed) & kCarried) != 0)
+    qp->layer->name_source(*qp, wc);
+  if (__builtin_expect(qp->srq != nullptr, 0)) {
+    finish_srq_receive(*qp->srq, wc);
+    add_one(qp->srq_received);
+  } else {
+    add_one(qp->recvs_completed);
+  }
+  return true;
+}
+
+int post_records(VQp& qp, std::uint64_t from, std::uint64_t to) {
+  SendBatch batch;
+  std::uint64_t index = from;
+  while (index != to) {
+    const std::uint64_t next = fill_batch(qp, index, to, batch);
+    if (next == index) return EINVAL;  // one with more elements than any device takes
+    if (batch.count > 0) {
+      ibv_send_wr* bad = nullptr;
+      const int error = qp.real->context->ops.post_send(qp.real, batch.list, &bad);
+      if (error != 0) {
+        qp.sends.real = batch.index[bad == nullptr ? 0 : bad - batch.list];
+        return error;
+      }
+    }
+    qp.sends.real = index = next;
+  }
+  return 0;
+}
+
+int post_receives(VQp& qp, std::uint64_t from, std::uint64_t to) {
+  ibv_sge sges[kBatchSges];
+  const KeyTable* const lkeys = qp.context->lkeys.get();
+  for (std::uint64_t index = from; index != to; ++index) {
+    RecvRecord& r = qp.recvs.record(index);
+    if (r.num_sge > kBatchSges) return EINVAL;
+    for (std::uint32_t i = 0; i < r.num_sge; ++i) {
+      sges[i] = RecvLog::list_of(r)[i];
+      if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
+    }
+    ibv_recv_wr wr{r.wr_id, nullptr, sges, static_cast<int>(r.num_sge)};
+    ibv_recv_wr* bad = nullptr;
+    const int error = qp.real->context->ops.post_recv(qp.real, &wr, &bad);
+    if (error != 0) return error;
+    qp.recvs.real = index + 1;
+  }
+  return 0;
+}
+
+int post_srq_slot(VSrq& srq, std::uint32_t index) {
+  SrqSlot& s = srq.slots[index];
+  ibv_sge sges[kBatchSges];
+  if (s.num_sge > kBatchSges) return EINVAL;
+  const KeyTable* const lkeys = of(srq.pub.context)->lkeys.get();
+  for (std::uint32_t i = 0; i < s.num_sge; ++i) {
+    sges[i] = srq.sges[index * srq.stride + i];
+    if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
+  }
+  ibv_recv_wr wr{kSrqTag | index, nullptr, sges, static_cast<int>(s.num_sge)};
+  ibv_recv_wr* bad = nullptr;
+  s.posted = true;
+  const int error = srq.real->context->ops.post_srq_recv(srq.real, &wr, &bad);
+  if (error != 0) s.posted = false;
+  return error;
+}
+
+void translate_target(const VQp& qp, ibv_send_wr& wr) {
+  if (qp.translate) {
+    const VAh& ah = *of(wr.wr.ud.ah);
+    if (ah.numbers != nullptr) wr.wr.ud.remote_qpn = (*ah.numbers)[wr.wr.ud.remote_qpn];
+    wr.wr.ud.ah = ah.real;
+    return;
+  }
+  if (qp.rkeys == nullptr) return;
+  switch (static_cast<int>(wr.opcode)) {
+    case IBV_WR_RDMA_WRITE:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+    case IBV_WR_RDMA_READ:
+      wr.wr.rdma.rkey = (*qp.rkeys)[wr.wr.rdma.rkey];
+      break;
+    case IBV_WR_ATOMIC_CMP_AND_SWP:
+    case IBV_WR_ATOMIC_FETCH_AND_ADD:
+      wr.wr.atomic.rkey = (*qp.rkeys)[wr.wr.atomic.rkey];
+      break;
+    default:
+      break;
+  }
+}
+
+void install_data_path(ibv_context_ops& ops) {
+  ops.post_send = post_send;
+  ops.post_recv = post_recv;
+  ops.post_srq_recv = post_srq_recv;
+  ops.poll_cq = poll_cq;
+  ops.req_notify_cq = req_notify_cq;
+}
+
+bool is_virtual(const ibv_context* context) { return context->ops.poll_cq == poll_cq; }
+
+}  // namespace symvirt::hooks::verbs

@@ -1,0 +1,28 @@
+// A queue pair's attributes: remembered as the application set them, translated for the device.
+#pragma once
+
+#include "pmix-hooks/ranks/verbs/layer.h"
+
+namespace symvirt::hooks::verbs {
+
+void remember_attributes(VQp& qp, const ibv_qp_attr& attr, int mask);
+// The peer's number and address as they are now, and what the layer needs for itself. Sets qp.rkeys
+// when the peer is named.
+ibv_qp_attr real_attributes(VQp& qp, const ibv_qp_attr& attr, int mask);
+// Back again, after a query.
+void make_visible(const VQp& qp, ibv_qp_attr& attr, ibv_qp_init_attr& init);
+
+// After RESET: nothing is posted, nobody is the peer.
+void forget_work(VQp& qp);
+
+bool is_connected(const VQp& qp);  // RC or UC that knows its peer
+bool can_send(const VQp& qp);      // in a state in which sends are executed
+
+// Steps of a rebuild; each brings the real queue pair one state on. 0 or errno.
+int to_init(VQp& qp);
+int to_ready_to_receive(VQp& qp, std::uint32_t psn_shift);
+int to_ready_to_send(VQp& qp, std::uint32_t psn_shift);
+int to_error(VQp& qp);
+int to_reset(VQp& qp);
+
+}  // namespace symvirt::hooks::verbs
