@@ -349,6 +349,8 @@ int resolve_mac(ibv_context*, ibv_ah_attr* attr, std::uint8_t mac[6], std::uint1
   return 0;
 }
 
+ibv_device** get_thread_device_list(int* count) { return device_list(host_of_thread(), count); }
+
 template <int kHost>
 void set_list(RealVerbs& verbs, int host) {
   if (host == kHost) verbs.get_device_list = get_device_list<kHost>;
@@ -359,6 +361,7 @@ void set_list(RealVerbs& verbs, int host) {
 
 RealVerbs make_verbs(int host) {
   RealVerbs v;
+  v.get_device_list = get_thread_device_list;
   set_list<0>(v, host);
   v.free_device_list = free_device_list;
   v.get_device_name = get_device_name;

@@ -154,6 +154,7 @@ void Fabric::Impl::violation(std::string text) {
 
 Fabric::Fabric(Options options) : impl_(std::make_unique<Impl>(options)) {
   for (int host = 0; host < kMaxHosts; ++host) impl_->verbs[host] = make_verbs(host);
+  impl_->thread_verbs = make_verbs(-1);
   the_fabric = impl_.get();
 }
 
@@ -164,6 +165,8 @@ Fabric::~Fabric() {
 }
 
 const RealVerbs& Fabric::verbs(int host) const { return impl_->verbs[host]; }
+
+const RealVerbs& Fabric::thread_verbs() const { return impl_->thread_verbs; }
 
 void Fabric::plug(int host, const DeviceSpec& spec) {
   auto device = std::make_shared<Device>(*impl_, host, spec);
@@ -239,12 +242,22 @@ bool Fabric::step() {
 }
 
 void Fabric::run(std::chrono::milliseconds limit) {
-  auto end = Clock::now() + limit;
+  const auto end = Clock::now() + limit;
   do {
-    while (step()) end = Clock::now() + limit;
-    if (limit.count() != 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (!step() && limit.count() != 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
   } while (Clock::now() < end);
+  // Work that waits for ever comes back with each timer: enough is enough.
+  for (int turns = 0; turns < 100000 && step(); ++turns) {
+  }
 }
+
+// The host of the calling thread, for thread_verbs().
+namespace {
+thread_local int thread_host = 0;
+}
+
+void set_thread_host(int host) { thread_host = host; }
+int host_of_thread() { return thread_host; }
 
 std::uint64_t Fabric::executed() const { return impl_->executed; }
 

@@ -77,6 +77,9 @@ inline constexpr int kMaxHosts = 8;
 inline constexpr std::uint32_t kFirstQpn = 0x11;
 inline constexpr std::uint32_t kGrhBytes = 40;
 
+// See Fabric::thread_verbs(). 0 when never called.
+void set_thread_host(int host);
+
 ibv_gid gid_from(std::uint64_t prefix, std::uint64_t id);  // both in host order
 
 // One at a time: RealVerbs are plain functions.
@@ -88,6 +91,9 @@ class Fabric {
   Fabric& operator=(const Fabric&) = delete;
 
   const RealVerbs& verbs(int host = 0) const;
+  // The same with the host that the calling thread named: for a layer whose table of real verbs is
+  // the process's, in a test whose threads play several processes.
+  const RealVerbs& thread_verbs() const;
 
   void plug(int host, const DeviceSpec& spec);
   // What still held it (a violation when that is not nothing). The device is gone either way.

@@ -322,6 +322,7 @@ struct Fabric::Impl {
 
   const Options options;
   RealVerbs verbs[kMaxHosts];
+  RealVerbs thread_verbs;
   mutable std::shared_mutex devices_lock;
   std::vector<std::shared_ptr<Device>> devices;
   std::vector<std::shared_ptr<Device>> unplugged;  // until the end: their contexts may be open
@@ -370,7 +371,8 @@ int modify(Qp& qp, const ibv_qp_attr& attr, int mask);
 // data_path.cc
 void fill_ops(ibv_context_ops& ops);
 // control.cc
-RealVerbs make_verbs(int host);
+RealVerbs make_verbs(int host);  // -1: of the calling thread
+int host_of_thread();
 extern std::atomic<Fabric::Impl*> the_fabric;
 
 }  // namespace symvirt::hooks::verbs::testing
