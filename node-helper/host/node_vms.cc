@@ -123,7 +123,7 @@ Result<json> Node::vm_start(const RpcRequest& request, const OperationLog::Progr
   if (!status) {
     // What may have begun to run keeps its disk.
     if (!status.error().unknown_effect()) remove_overlays(vm, made);
-    return status.error().with(fmt::format("start of {} on {}", vm, config_.host));
+    return explain_attach(status.error()).with(fmt::format("start of {} on {}", vm, config_.host));
   }
   if (Status s = store_.update([&](NodeState& state) -> Status {
         state.vms[vm].memory_bytes = 0;  // it has it now

@@ -139,7 +139,8 @@ Error explain_attach(Error error) {
     Code code;
     const char* advice;
   };
-  // As libvirt 9 and QEMU 7 word them; seen in tests/vfio but for the ones about the IOMMU.
+  // As libvirt 9 and QEMU 7 word them. tests/vfio meets the first, the second and the one without
+  // an IOMMU; the others are what noded's own look at the device is to prevent.
   static constexpr Known kKnown[] = {
       {"No more available PCI slots", Code::kExhausted,
        "the VM has no free PCIe port: add <controller type='pci' model='pcie-root-port'/> to its "
@@ -150,7 +151,9 @@ Error explain_attach(Error error) {
       {"Device or resource busy", Code::kPrecondition,
        "another program has its IOMMU group open: fuser -v /dev/vfio/*"},
       {"support passthrough", Code::kPrecondition,
-       "switch on VT-d or AMD-Vi in the host's firmware, and intel_iommu=on"},
+       "switch on VT-d or AMD-Vi in the host's firmware, and intel_iommu=on on its kernel's "
+       "command "
+       "line"},
       {"Failed to lock", Code::kExhausted,
        "the whole memory of the VM is pinned: more is needed, or a higher limit of locked memory"},
   };

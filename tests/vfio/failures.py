@@ -1,6 +1,6 @@
 """What can go wrong with a device: each failure names it, says what to do, and leaves nothing half-done. On the second host, while the
 guest on the first one boots; the VMs here are firmware without a disk, so that nothing in them ever answers."""
-from world import NIC, SHARED, SIBLING
+from world import NIC, NO_IOMMU, SHARED, SIBLING
 
 HOST = "vh2"
 
@@ -43,7 +43,19 @@ def inspection(world):
     return nvme["driver"]
 
 
+def no_iommu(world):
+    """noded knows it before libvirt is asked; and what libvirt itself says of a domain of somebody else's."""
+    problem = world.device(NO_IOMMU, "hca0")["problem"]
+    world.check(NIC in problem and "IOMMU" in problem and "intel_iommu=on" in problem, f"hca0 of {NO_IOMMU}: {problem}")
+    world.refused("PRECONDITION", [f"hca0 of {NO_IOMMU}", "without an IOMMU"], NO_IOMMU, "device.reserve",
+                  {"vm": "w1", "slots": [{"slot": "h", "gres": "hca"}]})
+    world.refused("PRECONDITION", ["w2 on vh3", "passthrough", "intel_iommu=on"], NO_IOMMU, "vm.start",
+                  {"vm": "w2", "xml": firmware_only("w2", 1, FOREIGN)})
+    world.power_off(NO_IOMMU)
+
+
 def run(world):
+    no_iommu(world)
     nvme_driver = inspection(world)
     reserve(world, "w1", "absent", "a", "NOT_FOUND", ["absent0 of vh2", "0000:77:00.0", "lspci"])
     reserve(world, "w1", "shared", "s", "PRECONDITION", ["shared0 of vh2", SHARED, SIBLING, "e1000e", "vfio-pci"])

@@ -26,7 +26,7 @@ def traffic(world, boot_id, mac, seconds=120):
 def boot(world, host):
     """A VM on this host, with its device from the first second; returns its boot id."""
     with open(os.path.join(HERE, "guest.xml"), encoding="utf-8") as xml:
-        text = xml.read()
+        text = xml.read().replace("@TSC_KHZ@", world.tsc_khz)
     world.call(host, "device.reserve", {"vm": VM, "slots": [{"slot": "hca0", "gres": "hca"}], "op": "1/reserve/v1/1"})
     world.call(host, "vm.start", {"vm": VM, "xml": text, "op": "1/start/v1/1"}, 120)
     world.step(f"VM started on {host}")

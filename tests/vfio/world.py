@@ -1,4 +1,4 @@
-"""Two nested hosts, the network between them, and a peer outside. Runs as root in network, mount and PID namespaces of its own (run
+"""Nested hosts, the network between them, and a peer outside. Runs as root in network, mount and PID namespaces of its own (run
 makes them): whatever is started here ends with them."""
 import json
 import os
@@ -10,7 +10,8 @@ import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HOSTS = {"vh1": "10.97.0.11", "vh2": "10.97.0.12"}
+HOSTS = {"vh1": "10.97.0.11", "vh2": "10.97.0.12", "vh3": "10.97.0.13"}
+NO_IOMMU = "vh3"  # whose administrator has forgotten it; no VM ever runs there
 CONTROL = "10.97.0.1"
 PEER = "10.98.0.1"
 PEER_PORT = 9798
@@ -87,6 +88,7 @@ class World:
         self.peer = None
         self.aside = None  # future of what runs beside the main path
         self.clock = self.began
+        self.tsc_khz = sh(f"{build}/tests/vfio/vfio_guest_init", "--tsc-khz").strip()
 
     # -- telling
 
@@ -194,13 +196,15 @@ class World:
     def start_host(self, host):
         n = list(HOSTS).index(host) + 1
         tap = "script=no,downscript=no"
+        iommu, memory, tb = ["-device", "intel-iommu,caching-mode=on,intremap=on"], "2048", 512
+        if host == NO_IOMMU:
+            iommu, memory, tb = [], "512", 64
         self.hosts[host] = self.spawn(f"qemu-{host}", [
             "qemu-system-x86_64", "-name", host, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-machine", "q35,smm=off,vmport=off", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "1", "-m", "2048",
-            "-device", "intel-iommu,caching-mode=on,intremap=on",
+            "-machine", "q35,smm=off,vmport=off", "-accel", f"tcg,thread=multi,tb-size={tb}", "-cpu", "max", "-smp", "1", "-m", memory, *iommu,
             "-kernel", f"{self.image}/vmlinux", "-initrd", f"{self.image}/initrd.img",
             "-append", "console=ttyS0 quiet loglevel=4 intel_iommu=on iommu=pt mitigations=off nokaslr no_timer_check tsc=reliable "
-            f"random.trust_cpu=on nowatchdog cryptomgr.notests panic=-1 symvirt.host={host} symvirt.mgmt={HOSTS[host]}/24",
+            f"tsc_early_khz={self.tsc_khz} random.trust_cpu=on nowatchdog cryptomgr.notests panic=-1 symvirt.host={host} symvirt.mgmt={HOSTS[host]}/24",
             "-serial", f"file:{self.work}/{host}.console",
             "-drive", f"if=none,id=root,file={self.image}/host.qcow2,format=qcow2,snapshot=on",
             "-device", "virtio-blk-pci,drive=root,addr=3",
@@ -219,6 +223,11 @@ class World:
             "-device", f"nvme,bus=rp3,serial={host},subsys=subsys,sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1,"
             "max_ioqpairs=4,msix_qsize=5"])
 
+    def power_off(self, host):
+        process = self.hosts.pop(host)
+        process.kill()
+        process.wait()
+
     def spawn(self, name, command):
         with open(f"{self.work}/{name}.out", "wb") as out:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
@@ -226,7 +235,7 @@ class World:
     # -- asking
 
     def call(self, host, method, params=None, seconds=60):
-        for name, process in self.hosts.items():
+        for name, process in list(self.hosts.items()):
             if process.poll() is not None:
                 with open(f"{self.work}/qemu-{name}.out", encoding="utf-8", errors="replace") as out:
                     raise Failed(f"host {name} has ended: {out.read().strip()}")
