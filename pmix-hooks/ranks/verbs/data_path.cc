@@ -276,12 +276,11 @@ bool account_error(VCq&, VQp& qp, ibv_wc& wc) {
   }
   if (qp.srq != nullptr && finish_srq_receive(*qp.srq, wc)) return true;
   qp.errored.store(true, std::memory_order_relaxed);
-  return wc.wr_id != kMarkerId;
+  return !is_marker(wc.wr_id);
 }
 
 struct SendBatch {
   ibv_send_wr list[kBatch];
-  std::uint64_t index[kBatch];
   ibv_sge sges[kBatchSges];
   int count = 0;
 };
@@ -305,10 +304,6 @@ std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatc
   std::uint64_t next = from;
   for (; next != to && batch.count < kBatch; ++next) {
     SendRecord& r = qp.sends.record(next);
-    if (r.wr_id == kMarkerId) {  // of a quiesce that is over
-      r.signalled = 0;
-      continue;
-    }
     const std::uint32_t needed = r.num_sge + (r.inline_bytes != 0 ? 1u : 0u);
     if (used + needed > kBatchSges) break;
     ibv_send_wr& w = batch.list[batch.count];
@@ -323,7 +318,7 @@ std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatc
     translate_target(qp, w);
     fill_sges(qp, r, w.sg_list);
     if (batch.count > 0) batch.list[batch.count - 1].next = &w;
-    batch.index[batch.count++] = next;
+    ++batch.count;
     used += needed;
   }
   return next;
@@ -333,12 +328,16 @@ std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatc
 
 bool account(VContext& context, VCq& cq, ibv_wc& wc) {
   VQp* const qp = context.numbers.find(wc.qp_num);
-  if (__builtin_expect(qp == nullptr, 0)) return wc.wr_id != kMarkerId;
+  if (__builtin_expect(qp == nullptr, 0)) return !is_marker(wc.wr_id);
   if (__builtin_expect(wc.status != IBV_WC_SUCCESS, 0)) return account_error(cq, *qp, wc);
   wc.qp_num = qp->pub.qp_num;
   if ((wc.opcode & IBV_WC_RECV) == 0) {
+    if (__builtin_expect(is_marker(wc.wr_id), 0)) {
+      if ((wc.wr_id & 0xff) == qp->marker_sequence) qp->marker_done = true;
+      return false;
+    }
     add_one(qp->sends_completed);
-    return wc.wr_id != kMarkerId;
+    return true;
   }
   if (__builtin_expect(qp->translate, 0) &&
       (qp->layer->state.load(std::memory_order_relaxed) & kCarried) != 0)
@@ -358,13 +357,11 @@ int post_records(VQp& qp, std::uint64_t from, std::uint64_t to) {
   while (index != to) {
     const std::uint64_t next = fill_batch(qp, index, to, batch);
     if (next == index) return EINVAL;  // one with more elements than any device takes
-    if (batch.count > 0) {
-      ibv_send_wr* bad = nullptr;
-      const int error = qp.real->context->ops.post_send(qp.real, batch.list, &bad);
-      if (error != 0) {
-        qp.sends.real = batch.index[bad == nullptr ? 0 : bad - batch.list];
-        return error;
-      }
+    ibv_send_wr* bad = nullptr;
+    const int error = qp.real->context->ops.post_send(qp.real, batch.list, &bad);
+    if (error != 0) {
+      qp.sends.real = index + static_cast<std::uint64_t>(bad == nullptr ? 0 : bad - batch.list);
+      return error;
     }
     qp.sends.real = index = next;
   }

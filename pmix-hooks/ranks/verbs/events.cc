@@ -28,22 +28,27 @@ void calm_down(int fd) {
   static_cast<void>(eventfd_read(fd, &value));
 }
 
-// Real objects carry ours as their context pointer.
+void count_one(pthread_mutex_t& mutex, std::uint32_t& count) {
+  pthread_mutex_lock(&mutex);
+  ++count;
+  pthread_mutex_unlock(&mutex);
+}
+
 void count_given(ibv_async_event& event) {
   switch (static_cast<int>(event.event_type)) {
     case IBV_EVENT_CQ_ERR:
-      ++of(event.element.cq)->async_events_given;
-      break;
+      return count_one(event.element.cq->mutex, of(event.element.cq)->async_events_given);
     case IBV_EVENT_SRQ_ERR:
     case IBV_EVENT_SRQ_LIMIT_REACHED:
-      ++of(event.element.srq)->async_events_given;
-      break;
+      return count_one(event.element.srq->mutex, of(event.element.srq)->async_events_given);
     default:
-      if (concerns_qp(event)) ++of(event.element.qp)->async_events_given;
-      break;
+      if (concerns_qp(event))
+        count_one(event.element.qp->mutex, of(event.element.qp)->async_events_given);
+      return;
   }
 }
 
+// Real objects carry ours as their context pointer.
 void make_virtual(ibv_async_event& event) {
   switch (static_cast<int>(event.event_type)) {
     case IBV_EVENT_CQ_ERR:
@@ -149,8 +154,10 @@ bool drain_async(VContext& context) {
     ibv_async_event real = event;
     make_virtual(event);
     real_verbs()->ack_async_event(&real);
-    raise_async(context, event);
     any = true;
+    // Of a queue pair that the layer errored: not the application's business.
+    if (concerns_qp(event) && of(event.element.qp)->taken_back) continue;
+    raise_async(context, event);
   }
   return any;
 }

@@ -171,10 +171,11 @@ struct VQp {
 
   // During a quiesce and a resume only.
   bool marker_out = false;
+  bool marker_done = false;
+  std::uint8_t marker_sequence = 0;
   bool taken_back = false;    // in state ERR by our own hand
   bool rebuild = false;       // new real object, or reset
   std::uint64_t flushed = 0;  // completions that came because of it
-  bool resolved = false;      // which of them the peer had executed is known
 
   std::size_t place = 0;
 };

@@ -48,7 +48,10 @@ class Ring {
   std::uint32_t stride_ = 0;
 };
 
-inline constexpr std::uint64_t kMarkerId = 0x53594d5649525451;  // wr_id of the layer's own work
+// wr_id of the layer's own work; the lowest byte counts the quiesces, so that a marker of one that
+// was given up is not taken for a later one's.
+inline constexpr std::uint64_t kMarkerId = 0x53594d5649525400;
+inline bool is_marker(std::uint64_t wr_id) { return (wr_id & ~std::uint64_t{0xff}) == kMarkerId; }
 
 struct SendRecord {
   std::uint64_t wr_id = 0;

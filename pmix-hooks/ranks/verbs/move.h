@@ -1,0 +1,68 @@
+// The steps a quiesce and a resume are made of; verbs_transport.cc says in which order, and what
+// the processes tell each other in between.
+//
+// All run on the agent's thread, with Layer::control closed.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "pmix-hooks/ranks/verbs/exchange.h"
+#include "pmix-hooks/ranks/verbs/layer.h"
+
+namespace symvirt::hooks::verbs {
+
+using std::chrono::milliseconds;
+
+// How long a step waits. A round of the job waits for its slowest process, and the coordinator's
+// own deadline is in the tens of seconds.
+struct Patience {
+  milliseconds control{2000};  // for create, modify, destroy calls under way
+  milliseconds drain{5000};    // for what was sent, while something still comes
+  milliseconds silence{300};   // without any completion: what is out waits for a receiver
+  milliseconds flush{1000};    // for a queue pair that was errored to give its work back
+  milliseconds arrival{2000};  // for what the peers have sent to come
+  milliseconds settle{30};     // for stragglers of errored queue pairs
+  milliseconds device{5000};   // for a device to be there again
+};
+
+using Statements = std::map<std::uint32_t, Statement>;
+
+// quiesce.cc
+// ------------------------------------------------------------------------------------------
+
+// Notes what the ports are called, before the first move; forgets markers of a quiesce that was
+// given up.
+void begin_move(Layer& layer);
+// Posts markers, collects completions. True: nothing that was sent is on its way any more.
+bool drain_sends(Layer& layer, const Patience& patience);
+// Takes back the work of queue pairs whose sends do not get on. False: one of them waits for
+// something else than a receiver.
+bool take_back_stuck(Layer& layer, const Patience& patience);
+// Until as much has been received as the peers say they sent.
+bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience);
+// Stragglers: nothing came for a while.
+void settle(Layer& layer, const Patience& patience);
+// With the peers' counts: what was executed of the work taken back is done.
+void resolve_taken_back(Layer& layer, const Statements& statements);
+// Destroys every real object and closes the devices.
+void tear_down(Layer& layer);
+
+// resume.cc
+// -------------------------------------------------------------------------------------------
+
+// Opens devices and makes the objects again. False: not (all of it) possible now; may be tried
+// again.
+bool reopen(Layer& layer, const Patience& patience);
+// Connects to where the peers are now, and posts receives. The same.
+bool connect(Layer& layer, Statements statements, std::uint64_t epoch);
+// Lets sends go, and the application.
+bool run_again(Layer& layer, std::uint64_t epoch, const Patience& patience);
+
+// statement.cc
+// ----------------------------------------------------------------------------------------
+
+Statement describe(Layer& layer, std::uint32_t stage, bool ok);
+
+}  // namespace symvirt::hooks::verbs

@@ -1,0 +1,285 @@
+#include <sched.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "pmix-hooks/ranks/verbs/addresses.h"
+#include "pmix-hooks/ranks/verbs/events.h"
+#include "pmix-hooks/ranks/verbs/exports.h"
+#include "pmix-hooks/ranks/verbs/move.h"
+#include "pmix-hooks/ranks/verbs/queue_pair.h"
+
+namespace symvirt::hooks::verbs {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint32_t kNobody = 0xff'fffe;  // a queue pair number that no device gives
+constexpr std::chrono::microseconds kPause{50};
+
+template <typename F>
+void for_each_qp(Layer& layer, F f) {
+  for (VContext* context : layer.contexts) {
+    if (context->real == nullptr) continue;
+    for (VQp* qp : context->qps) f(*qp);
+  }
+}
+
+// Pumps until done() or a limit. True: done. Done and pump run under the held mutex.
+template <typename F>
+bool pump_until(Layer& layer, milliseconds limit, milliseconds silence, F done) {
+  const auto begun = Clock::now();
+  auto last = begun;
+  while (true) {
+    std::size_t found = 0;
+    {
+      const std::lock_guard lock(layer.held_mutex);
+      found = pump(layer);
+      if (done()) return true;
+    }
+    const auto now = Clock::now();
+    if (found > 0) last = now;
+    if (now - begun > limit || now - last > silence) return false;
+    if (found == 0) std::this_thread::sleep_for(kPause);
+  }
+}
+
+void retire(VQp& qp) {
+  qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
+  if (qp.srq == nullptr) qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
+}
+
+// Everything given to the device so far is done.
+void retire_all_sends(VQp& qp) {
+  for (; qp.sends.tail != qp.sends.real; ++qp.sends.tail)
+    qp.sends.consumed += qp.sends.record(qp.sends.tail).consumes_receive;
+  qp.sends.retired_signalled = qp.sends_completed.load(std::memory_order_acquire);
+}
+
+// Completions of unsignalled work are not told; of a signalled marker behind it they are. RC and
+// UC: a write of nothing, which needs no memory key and no receive. UD: a message to nobody.
+bool post_marker(VQp& qp) {
+  ibv_send_wr wr{};
+  wr.wr_id = kMarkerId | qp.marker_sequence;
+  wr.send_flags = IBV_SEND_SIGNALED;
+  wr.opcode = IBV_WR_RDMA_WRITE;
+  if (qp.translate) {
+    const SendRecord& last = qp.sends.record(qp.sends.real - 1);
+    wr.opcode = IBV_WR_SEND;
+    wr.wr.ud = last.wr.ud;
+    wr.wr.ud.ah = of(last.wr.ud.ah)->real;
+    wr.wr.ud.remote_qpn = kNobody;
+  }
+  ibv_send_wr* bad = nullptr;
+  return qp.real->context->ops.post_send(qp.real, &wr, &bad) == 0;
+}
+
+// One look at a queue pair: true when nothing of it is out.
+bool is_drained(VQp& qp) {
+  retire(qp);
+  if (qp.marker_done) {
+    retire_all_sends(qp);
+    qp.marker_out = qp.marker_done = false;
+  }
+  if (qp.sends.tail == qp.sends.real && !qp.marker_out) return true;
+  // In error: what was posted comes back by itself, if it has not yet.
+  if (!can_send(qp)) {
+    retire_all_sends(qp);
+    return true;
+  }
+  // No place for it now (an application that filled the queue): one will be free when something
+  // completes.
+  if (!qp.marker_out) qp.marker_out = post_marker(qp);
+  return false;
+}
+
+bool heads_for_receiver(VQp& qp) {
+  return qp.sends.tail == qp.sends.real || qp.sends.record(qp.sends.tail).consumes_receive != 0;
+}
+
+// Errors the queue pair and collects what comes back. The receives' number is known exactly, so the
+// rest are sends: those at the front that do not come back were done.
+void take_back(Layer& layer, VQp& qp, const Patience& patience) {
+  qp.flushed = 0;
+  {
+    const std::lock_guard lock(layer.held_mutex);
+    qp.taken_back = qp.rebuild = true;
+  }
+  if (to_error(qp) != 0) return;
+  const auto out = [&qp] {
+    retire(qp);
+    const std::uint64_t receives = qp.srq == nullptr ? qp.recvs.real - qp.recvs.tail : 0;
+    return receives + (qp.sends.real - qp.sends.tail) + (qp.marker_out ? 1u : 0u);
+  };
+  pump_until(layer, patience.flush, patience.silence, [&] { return qp.flushed >= out(); });
+  const std::lock_guard lock(layer.held_mutex);
+  for (std::uint64_t done = out() - std::min(out(), qp.flushed);
+       done > 0 && qp.sends.tail != qp.sends.real; --done)
+    qp.sends.consumed += qp.sends.record(qp.sends.tail++).consumes_receive;
+  qp.marker_out = qp.marker_done = false;
+}
+
+ibv_wc_opcode completion_opcode(std::uint8_t opcode) {
+  switch (static_cast<int>(opcode)) {
+    case IBV_WR_RDMA_WRITE:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+      return IBV_WC_RDMA_WRITE;
+    case IBV_WR_RDMA_READ:
+      return IBV_WC_RDMA_READ;
+    case IBV_WR_ATOMIC_CMP_AND_SWP:
+      return IBV_WC_COMP_SWAP;
+    case IBV_WR_ATOMIC_FETCH_AND_ADD:
+      return IBV_WC_FETCH_ADD;
+    default:
+      return IBV_WC_SEND;
+  }
+}
+
+// The peer has executed the record at the front, and its acknowledgement was lost with the
+// connection.
+void finish_first(VQp& qp) {
+  const SendRecord& r = qp.sends.record(qp.sends.tail++);
+  qp.sends.consumed += r.consumes_receive;
+  if (r.signalled == 0) return;
+  ibv_wc wc{};
+  wc.wr_id = r.wr_id;
+  wc.status = IBV_WC_SUCCESS;
+  wc.opcode = completion_opcode(r.opcode);
+  wc.qp_num = qp.pub.qp_num;
+  VCq& cq = *of(qp.init.send_cq);
+  cq.soft.push_back(wc);
+  cq.soft_count.store(static_cast<std::uint32_t>(cq.soft.size()), std::memory_order_relaxed);
+  if (cq.armed.exchange(VCq::kNo, std::memory_order_relaxed) != VCq::kNo) raise_event(cq);
+}
+
+const QpStatement* peer_of(const VQp& qp, const Directory& directory) {
+  if (!is_connected(qp)) return nullptr;
+  const auto found =
+      directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
+  if (!found || found->qp->peer_number != qp.pub.qp_num) return nullptr;
+  return (found->qp->flags & kQpConnected) != 0 ? found->qp : nullptr;
+}
+
+void destroy_objects(VContext& context) {
+  const RealVerbs& v = *real_verbs();
+  const auto drop = [](auto& list, auto destroy) {
+    for (auto* object : list) {
+      if (object->real != nullptr) destroy(object->real);
+      object->real = nullptr;
+    }
+  };
+  drop(context.ahs, v.destroy_ah);
+  drop(context.qps, v.destroy_qp);
+  drop(context.srqs, v.destroy_srq);
+  drop(context.cqs, v.destroy_cq);
+  for (VChannel* channel : context.channels) {
+    if (channel->real == nullptr) continue;
+    take_from_event_fd(channel->pub.fd, channel->real->fd);
+    v.destroy_comp_channel(std::exchange(channel->real, nullptr));
+  }
+  drop(context.mrs, v.dereg_mr);
+  drop(context.pds, v.dealloc_pd);
+}
+
+// Nothing is at a device any more: all that is not done waits for the next one.
+void call_back_work(VContext& context) {
+  for (VQp* qp : context.qps) {
+    retire(*qp);
+    qp->rebuild = true;
+    qp->marker_out = qp->marker_done = false;
+    if (!can_send(*qp) && !qp->taken_back) retire_all_sends(*qp);
+    qp->sends.real = qp->sends.tail;
+    qp->recvs.real = qp->recvs.tail;
+  }
+  for (VSrq* srq : context.srqs) {
+    for (std::uint32_t i = 0; i < srq->slot_count; ++i) srq->slots[i].posted = false;
+  }
+}
+
+}  // namespace
+
+void begin_move(Layer& layer) {
+  for (VContext* context : layer.contexts) {
+    if (context->real == nullptr) continue;
+    context->now = read_ports(*context);
+    if (context->known.empty()) context->known = context->now;
+    for (VQp* qp : context->qps) {
+      ++qp->marker_sequence;
+      qp->marker_out = qp->marker_done = false;
+    }
+  }
+}
+
+bool drain_sends(Layer& layer, const Patience& patience) {
+  return pump_until(layer, patience.drain, patience.silence, [&layer] {
+    bool all = true;
+    for_each_qp(layer, [&all](VQp& qp) { all = is_drained(qp) && all; });
+    return all;
+  });
+}
+
+bool take_back_stuck(Layer& layer, const Patience& patience) {
+  std::vector<VQp*> stuck;
+  bool possible = true;
+  {
+    const std::lock_guard lock(layer.held_mutex);
+    for_each_qp(layer, [&](VQp& qp) {
+      if (qp.taken_back || is_drained(qp)) return;
+      // A write or read in front does not wait for a receiver. It may just be executed: not
+      // repeated.
+      if (heads_for_receiver(qp)) {
+        stuck.push_back(&qp);
+      } else {
+        possible = false;
+      }
+    });
+  }
+  for (VQp* qp : stuck) take_back(layer, *qp, patience);
+  return possible;
+}
+
+bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience) {
+  const Directory directory(statements);
+  return pump_until(layer, patience.arrival, patience.arrival, [&] {
+    bool all = true;
+    for_each_qp(layer, [&](VQp& qp) {
+      const QpStatement* const peer = peer_of(qp, directory);
+      // Unreliable ones may have lost some, and one in error says nothing.
+      if (peer == nullptr || qp.init.qp_type != IBV_QPT_RC || qp.errored || qp.taken_back) return;
+      if ((peer->flags & kQpStuck) != 0) return;
+      const std::uint64_t received = qp.recvs_completed + qp.srq_received;
+      all = all && received >= peer->sent;
+    });
+    return all;
+  });
+}
+
+void settle(Layer& layer, const Patience& patience) {
+  pump_until(layer, patience.arrival, patience.settle, [] { return false; });
+}
+
+void resolve_taken_back(Layer& layer, const Statements& statements) {
+  const Directory directory(statements);
+  const std::lock_guard lock(layer.held_mutex);
+  for_each_qp(layer, [&](VQp& qp) {
+    if (!qp.taken_back) return;
+    const QpStatement* const peer = peer_of(qp, directory);
+    while (peer != nullptr && qp.sends.consumed < peer->received && qp.sends.tail != qp.sends.real)
+      finish_first(qp);
+  });
+}
+
+void tear_down(Layer& layer) {
+  const std::lock_guard lock(layer.held_mutex);
+  pump(layer);
+  for (VContext* context : layer.contexts) {
+    if (context->real == nullptr) continue;
+    call_back_work(*context);
+    destroy_objects(*context);
+    context->numbers.clear();
+    take_from_event_fd(context->pub.async_fd, context->real->async_fd);
+    close_real(*context);
+  }
+}
+
+}  // namespace symvirt::hooks::verbs
