@@ -78,6 +78,7 @@ Status Engine::commit(const Event& event) {
     live_.insert(tx->id);
   } else if (live_.erase(tx->id) > 0) {
     fold_end(*tx);
+    renewed_ns_.erase(tx->id);
     if (p_.forget) p_.forget(tx->id);
   }
   const Transaction& kept = transactions_[event.tx] = std::move(*tx);
@@ -187,9 +188,12 @@ Status Engine::turn() {
   for (std::int64_t id : live_) {
     const Transaction& tx = transactions_.at(id);
     if (!p_.renew || !holds_ranks(tx)) continue;
-    if (now - last_renewal_ns_ < tx.policy.lease_ms * 1'000'000 / kRenewalsALease) continue;
+    // Each has leases of its own: two evacuations at a time must not take each other's turn.
+    const auto last = renewed_ns_.find(id);
+    const std::int64_t every = tx.policy.lease_ms * 1'000'000 / kRenewalsALease;
+    if (last != renewed_ns_.end() && now - last->second < every) continue;
     p_.renew(tx, generation_);
-    last_renewal_ns_ = now;
+    renewed_ns_[id] = now;
   }
   return {};
 }

@@ -78,7 +78,7 @@ class Engine {
   Parts p_;
   std::int64_t generation_ = 0;
   std::int64_t last_id_ = 0;
-  std::int64_t last_renewal_ns_ = 0;
+  std::map<std::int64_t, std::int64_t> renewed_ns_;  // when, of each live transaction
   std::map<std::int64_t, Transaction> transactions_;
   std::set<std::int64_t> live_;
   std::map<std::string, VmRecord> vms_;
