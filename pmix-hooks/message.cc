@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::uint64_t kMaxEpoch = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kMaxRound = 1'000'000;
+constexpr std::size_t kMaxReasonBytes = 256;
 constexpr std::uint64_t kMaxPid = 1u << 22;  // PID_MAX_LIMIT of the kernel
 
 Result<AnswerState> get_state(const Json& object) {
@@ -50,7 +51,11 @@ std::string encode_answer(const Answer& answer) {
   return dump(object);
 }
 
-std::string encode_presence(std::int32_t pid) { return dump(Json{{"pid", pid}}); }
+std::string encode_presence(std::int32_t pid, const std::string& immovable) {
+  Json object = {{"pid", pid}};
+  if (!immovable.empty()) object["immovable"] = immovable;
+  return dump(object);
+}
 
 Result<Command> parse_command(std::string_view text) {
   Result<Json> object = parse_object(text, kMaxMessageBytes);
@@ -85,12 +90,18 @@ Result<Answer> parse_answer(std::string_view text) {
   return answer;
 }
 
-Result<std::int32_t> parse_presence(std::string_view text) {
+Result<Presence> parse_presence(std::string_view text) {
   Result<Json> object = parse_object(text, kMaxMessageBytes);
   if (!object) return object.error();
   Result<std::uint64_t> pid = get_uint(*object, "pid", 1, kMaxPid);
   if (!pid) return pid.error();
-  return static_cast<std::int32_t>(*pid);
+  Presence presence{static_cast<std::int32_t>(*pid), {}};
+  if (object->contains("immovable")) {
+    Result<std::string> why = get_string(*object, "immovable");
+    if (!why) return why.error();
+    presence.immovable = why->substr(0, kMaxReasonBytes);
+  }
+  return presence;
 }
 
 }  // namespace symvirt::hooks

@@ -42,7 +42,14 @@ struct Command {
   bool operator==(const Command&) const = default;
 };
 
-// Rank to server: HELLO and BYE say only the pid.
+// Rank to server: HELLO and BYE. HELLO comes again when a rank finds that it cannot be brought to
+// rest.
+struct Presence {
+  std::int32_t pid = 0;
+  std::string immovable;  // why not; or empty
+};
+
+// Rank to server, to each command.
 struct Answer {
   std::uint64_t epoch = 0;
   std::uint32_t round = 0;
@@ -54,11 +61,11 @@ struct Answer {
 
 std::string encode_command(const Command& command);
 std::string encode_answer(const Answer& answer);
-std::string encode_presence(std::int32_t pid);
+std::string encode_presence(std::int32_t pid, const std::string& immovable = {});
 
 // kInvalidArgument names the field that is missing, mistyped or out of range.
 Result<Command> parse_command(std::string_view text);
 Result<Answer> parse_answer(std::string_view text);
-Result<std::int32_t> parse_presence(std::string_view text);
+Result<Presence> parse_presence(std::string_view text);
 
 }  // namespace symvirt::hooks

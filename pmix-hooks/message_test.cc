@@ -28,9 +28,12 @@ TEST(Message, AnswerSurvivesTheWay) {
 }
 
 TEST(Message, PresenceSurvivesTheWay) {
-  const Result<std::int32_t> pid = parse_presence(encode_presence(99));
-  ASSERT_TRUE(pid);
-  EXPECT_EQ(*pid, 99);
+  const Result<Presence> presence = parse_presence(encode_presence(99));
+  ASSERT_TRUE(presence);
+  EXPECT_EQ(presence->pid, 99);
+  EXPECT_EQ(presence->immovable, "");
+  EXPECT_EQ(parse_presence(encode_presence(99, "multicast"))->immovable, "multicast");
+  EXPECT_FALSE(parse_presence(R"({"pid":1,"immovable":2})"));
 }
 
 TEST(Message, PayloadThatIsNotUtf8DoesNotThrow) {
@@ -100,7 +103,7 @@ TEST(Message, WhatIsNoObjectIsRefused) {
 
 TEST(Message, TooLongIsRefused) {
   const std::string text = R"({"pid":1,"x":")" + std::string(kMaxMessageBytes, 'x') + "\"}";
-  const Result<std::int32_t> parsed = parse_presence(text);
+  const Result<Presence> parsed = parse_presence(text);
   ASSERT_FALSE(parsed);
   EXPECT_THAT(parsed.error().message, HasSubstr("bytes"));
 }

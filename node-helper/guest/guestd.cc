@@ -213,6 +213,9 @@ void Guestd::plan(JobId job, Reply reply) {
                         result ? parse_step_members(*result) : Result<StepMembers>(result.error());
                     if (members) {
                       plan->members.insert(members->pids.begin(), members->pids.end());
+                      for (const std::string& why : members->immovable)
+                        plan->refusals.push_back(
+                            fmt::format("job {} step {}: {}", step.key.job, step.key.step, why));
                       plan->steps[step.key.job].push_back({{"step", step.key.step},
                                                            {"tasks", members->tasks},
                                                            {"members", members->pids.size()}});

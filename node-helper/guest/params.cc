@@ -251,7 +251,11 @@ Result<StepMembers> parse_step_members(const Json& result) {
   for (const Json& element : *members) {
     Fields m(element, "step.members: members");
     out.pids.push_back(static_cast<std::int32_t>(m.number("pid", 1, INT32_MAX)));
+    const auto rank = m.number_or("rank", 0, kMostRanks, 0);
+    const std::string why = m.text_or("immovable", 1024, "");
     if (!m.ok()) return m.error();
+    if (!why.empty())
+      out.immovable.push_back(fmt::format("rank {} (pid {}): {}", rank, out.pids.back(), why));
   }
   return out;
 }

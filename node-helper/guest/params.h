@@ -116,6 +116,7 @@ struct StepAnswers {
 Result<StepAnswers> parse_step_answers(const Json& result, StepId step);
 struct StepMembers {
   std::vector<std::int32_t> pids;
+  std::vector<std::string> immovable;  // "rank 3 (pid 77): why it cannot be brought to rest"
   std::uint32_t tasks = 0;
 };
 Result<StepMembers> parse_step_members(const Json& result);

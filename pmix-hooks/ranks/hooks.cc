@@ -25,6 +25,7 @@
 #include "pmix-hooks/pmix_api.h"
 #include "pmix-hooks/ranks/rank_agent.h"
 #include "pmix-hooks/ranks/transport.h"
+#include "pmix-hooks/ranks/verbs/verbs_transport.h"
 
 namespace symvirt::hooks {
 namespace {
@@ -52,7 +53,9 @@ struct Session {
   PmixApi api;
   pid_t owner = 0;
   Registration registration;
-  KernelTcpTransport transport;
+  KernelTcpTransport tcp;
+  verbs::VerbsTransport verbs;
+  TransportPair transport{verbs, tcp};
   PmixLink link;
   RankAgent agent;
 
@@ -113,7 +116,10 @@ void begin(State& s, const pmix_proc_t& self) {
   }
   static const int registered = std::atexit(at_exit);
   static_cast<void>(registered);
-  session->link.send(kEventHello, encode_presence(session->owner));
+  RankAgent* const agent = &session->agent;
+  verbs::Layer& layer = verbs::Layer::current();
+  layer.on_immovable([agent](const std::string& why) { agent->say_immovable(why); });
+  session->link.send(kEventHello, encode_presence(session->owner, layer.immovable()));
   s.session = std::move(session);
 }
 
@@ -122,6 +128,7 @@ void end(State& s) {
   // Blocking (no callback): after it the handler does not run any more.
   s.session->api.deregister_handler(s.session->registration.id, nullptr, nullptr);
   s.receiver = nullptr;
+  verbs::Layer::current().on_immovable(nullptr);
   s.session->agent.stop();
   s.session->link.send(kEventBye, encode_presence(s.session->owner));
   s.session.reset();

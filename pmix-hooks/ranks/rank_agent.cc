@@ -41,6 +41,10 @@ void RankAgent::deliver(int code, std::string message) {
   changed_.notify_all();
 }
 
+void RankAgent::say_immovable(const std::string& why) {
+  deliver(kEventHello, encode_presence(pid_, why));
+}
+
 void* RankAgent::run_thread(void* self) {
   static_cast<RankAgent*>(self)->run();
   return nullptr;
@@ -63,6 +67,10 @@ void RankAgent::run() {
 }
 
 void RankAgent::serve(const Event& event) {
+  if (event.code == kEventHello) {  // from this process itself
+    link_.send(event.code, event.message);
+    return;
+  }
   const Result<Command> command = parse_command(event.message);
   if (!command)
     return;  // no way to answer what cannot be read; the server names this rank at its deadline

@@ -46,6 +46,9 @@ class RankAgent {
   void stop();
   // Any thread, never blocks on anything slow.
   void deliver(int code, std::string message);
+  // Says HELLO once more, with the reason why this process cannot be brought to rest. Any thread,
+  // does not block.
+  void say_immovable(const std::string& why);
   // No call into link or transport begins after this; waits for one that is under way, at most
   // wait_ms.
   void mute(int wait_ms);

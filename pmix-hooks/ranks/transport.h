@@ -45,4 +45,30 @@ class KernelTcpTransport final : public Transport {
   TransportAnswer resume(std::uint64_t, std::uint32_t, const Payloads&) override { return {}; }
 };
 
+// Several kinds at once. Only `speaking` has payloads; the others say nothing to each other.
+class TransportPair final : public Transport {
+ public:
+  // Both outlive it.
+  TransportPair(Transport& speaking, Transport& silent) : speaking_(speaking), silent_(silent) {}
+
+  TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round,
+                          const Payloads& payloads) override {
+    const bool more = silent_.quiesce(epoch, round, {}).more;
+    TransportAnswer answer = speaking_.quiesce(epoch, round, payloads);
+    answer.more = answer.more || more;
+    return answer;
+  }
+  TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
+                         const Payloads& payloads) override {
+    const bool more = silent_.resume(epoch, round, {}).more;
+    TransportAnswer answer = speaking_.resume(epoch, round, payloads);
+    answer.more = answer.more || more;
+    return answer;
+  }
+
+ private:
+  Transport& speaking_;
+  Transport& silent_;
+};
+
 }  // namespace symvirt::hooks

@@ -122,8 +122,10 @@ std::string encode_task_enter(const std::string& id, std::uint32_t job, std::uin
 std::string encode_members(const std::string& id, const std::vector<MemberInfo>& members,
                            std::uint32_t tasks) {
   Json list = Json::array();
-  for (const MemberInfo& member : members)
+  for (const MemberInfo& member : members) {
     list.push_back({{"rank", member.rank}, {"pid", member.pid}});
+    if (!member.immovable.empty()) list.back()["immovable"] = member.immovable;
+  }
   return dump(Json{{"id", id}, {"result", {{"members", std::move(list)}, {"tasks", tasks}}}});
 }
 

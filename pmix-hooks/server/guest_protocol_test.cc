@@ -134,8 +134,10 @@ TEST(GuestProtocol, AnswersCarryWhatTheDocumentSays) {
       Json::parse(encode_reply({"9", result}, RequestKind::kResume))["result"].contains("held"));
   EXPECT_EQ(Json::parse(encode_reply({"9", Error{Code::kDeadline, "late"}}, RequestKind::kQuiesce)),
             Json::parse(R"({"id":"9","error":{"code":"DEADLINE","message":"late"}})"));
-  EXPECT_EQ(Json::parse(encode_members("3", {{4, 77}}, 2)),
-            Json::parse(R"({"id":"3","result":{"members":[{"rank":4,"pid":77}],"tasks":2}})"));
+  EXPECT_EQ(
+      Json::parse(encode_members("3", {{4, 77, ""}, {5, 78, "why"}}, 2)),
+      Json::parse(
+          R"({"id":"3","result":{"members":[{"rank":4,"pid":77},{"rank":5,"pid":78,"immovable":"why"}],"tasks":2}})"));
   EXPECT_EQ(
       Json::parse(encode_register("r", {1, 2, 3, "ns", 4, 5}, 6)),
       Json::parse(

@@ -199,16 +199,22 @@ void StepAgent::serve_rank(const RankEvent& event) {
     }
     return;
   }
-  const Result<std::int32_t> pid = parse_presence(event.message);
-  if (!pid) {
+  const Result<Presence> presence = parse_presence(event.message);
+  if (!presence) {
     log_warning("message of rank " + std::to_string(event.rank) +
-                " dropped: " + pid.error().message);
-  } else if (event.code == kEventHello) {
-    welcome(event, *pid);
-  } else if (core_.rank_of(*pid) == event.rank) {
-    perform(core_.bye(*pid));
-    processes_.erase(*pid);
-    stopping_.erase(*pid);
+                " dropped: " + presence.error().message);
+    return;
+  }
+  const std::int32_t pid = presence->pid;
+  const bool known = core_.rank_of(pid) == event.rank;
+  if (event.code == kEventHello) {
+    // With a reason it may come in the middle of a life, and changes nothing else.
+    if (!known || presence->immovable.empty()) welcome(event, pid);
+    if (core_.rank_of(pid) == event.rank) core_.immovable(pid, presence->immovable);
+  } else if (known) {
+    perform(core_.bye(pid));
+    processes_.erase(pid);
+    stopping_.erase(pid);
   }
 }
 

@@ -151,6 +151,11 @@ Effects StepCore::hello(std::uint32_t rank, std::int32_t pid) {
   return effects;
 }
 
+void StepCore::immovable(std::int32_t pid, const std::string& why) {
+  const auto found = members_.find(pid);
+  if (found != members_.end()) found->second.immovable = why;
+}
+
 Effects StepCore::bye(std::int32_t pid) {
   Effects effects;
   const auto found = members_.find(pid);
@@ -280,7 +285,7 @@ std::string StepCore::missing() const {
 
 std::vector<MemberInfo> StepCore::members() const {
   std::vector<MemberInfo> all;
-  for (const auto& [pid, member] : members_) all.push_back({member.rank, pid});
+  for (const auto& [pid, member] : members_) all.push_back({member.rank, pid, member.immovable});
   return all;
 }
 

@@ -71,6 +71,7 @@ struct RoundRequest {
 struct MemberInfo {
   std::uint32_t rank = 0;
   std::int32_t pid = 0;
+  std::string immovable;  // why it cannot be brought to rest; or empty
 };
 
 class StepCore {
@@ -87,6 +88,8 @@ class StepCore {
 
   // --- ranks; the agent has checked that the process belongs to the step ---
   Effects hello(std::uint32_t rank, std::int32_t pid);
+  // A member says why it cannot be brought to rest.
+  void immovable(std::int32_t pid, const std::string& why);
   Effects bye(std::int32_t pid);
   Effects answer(const Answer& answer);
 
@@ -107,7 +110,8 @@ class StepCore {
     MemberState state = MemberState::kRunning;
     std::uint32_t answered_round = 0;  // last round (of the phase we are in) it gave its answer for
     std::string payload;               // of that answer
-    bool more = false;                 // resume: wants another round
+    std::string immovable;
+    bool more = false;  // resume: wants another round
   };
   enum class Phase { kNone, kQuiesce, kResume };
   // The request under way; several ids when guestd repeated it.

@@ -73,14 +73,10 @@ void Layer::change_state(std::uint32_t set, std::uint32_t clear) {
 }
 
 void Layer::mark_immovable(const std::string& reason) {
-  std::function<void(const std::string&)> callback;
-  {
-    const std::lock_guard lock(immovable_mutex_);
-    if (!immovable_.empty()) return;
-    immovable_ = reason;
-    callback = on_immovable_;
-  }
-  if (callback) callback(reason);
+  const std::lock_guard lock(immovable_mutex_);
+  if (!immovable_.empty()) return;
+  immovable_ = reason;
+  if (on_immovable_) on_immovable_(reason);
 }
 
 std::string Layer::immovable() {

@@ -53,7 +53,8 @@ class Layer {
   // The process cannot be quiesced, for this reason (the first one is kept). Any thread.
   void mark_immovable(const std::string& reason);
   std::string immovable();
-  // Called once, when the first reason comes, on the thread that caused it.
+  // Called once, when the first reason comes, on the thread that caused it; must not block. None is
+  // running when this returns.
   void on_immovable(std::function<void(const std::string&)> callback);
 
   // Puts the virtual number of the sender into a UD completion.
