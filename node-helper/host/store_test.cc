@@ -1,10 +1,13 @@
 #include "node-helper/host/store.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+
+#include "tests/fakes/sync_log.h"
 
 namespace symvirt::host {
 namespace {
@@ -41,6 +44,15 @@ TEST_F(StoreTest, GivesBackWhatWasWritten) {
   EXPECT_EQ(a.get(), b.get());
   EXPECT_EQ(b.vm("v1").lease.job_id, 42);
   EXPECT_EQ(b.get().vms.count("nothing"), 0u);
+}
+
+// Contents first, then (after the rename) the folder: a power cut leaves the old file or the new.
+TEST_F(StoreTest, IsOnTheDiskWhenUpdateReturns) {
+  Store a(folder_);
+  ASSERT_TRUE(a.load());
+  fakes::sync_log.take();
+  ASSERT_TRUE(a.update(fill));
+  EXPECT_THAT(fakes::sync_log.take(), testing::ElementsAre(folder_ + "/state.json.new", folder_));
 }
 
 TEST_F(StoreTest, AChangeThatFailsLeavesNoTrace) {

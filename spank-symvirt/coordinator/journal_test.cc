@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
@@ -7,6 +8,7 @@
 
 #include "spank-symvirt/coordinator/journal_sqlite.h"
 #include "spank-symvirt/coordinator/transaction.h"
+#include "tests/fakes/sync_log.h"
 
 namespace symvirt {
 namespace {
@@ -41,6 +43,16 @@ TEST_F(JournalFile, GivesBackWhatWasAppendedInOrder) {
   auto records = all(**journal);
   ASSERT_EQ(records.size(), 10u);
   for (int i = 0; i < 10; ++i) EXPECT_EQ(records[static_cast<std::size_t>(i)]["tx"], i);
+}
+
+TEST_F(JournalFile, EveryRecordIsOnTheDiskWhenAppendReturns) {
+  auto journal = SqliteJournal::open(path_);
+  ASSERT_TRUE(journal);
+  for (int i = 0; i < 3; ++i) {
+    fakes::sync_log.take();
+    ASSERT_TRUE((*journal)->append({{"type", "x"}, {"tx", i}}));
+    EXPECT_THAT(fakes::sync_log.take(), testing::Contains(path_ + "-wal")) << i;
+  }
 }
 
 TEST_F(JournalFile, GenerationGrowsWithEveryOpening) {
