@@ -246,6 +246,7 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
           {"migrating", look.migrating},
           {"lease_job_id", record.lease.job_id},
           {"devices", devices},
+          {"models", look.domain.models},
           {"memory_bytes", look.domain.memory_bytes}};
 }
 

@@ -90,8 +90,8 @@ class Node {
   const DeviceConfig* choose(const std::set<std::string>& taken, const Reservation& wanted,
                              const std::string& guest_model, const Inventory& inventory,
                              std::optional<Error>& why_not) const;
-  Status check_attach(const std::string& vm, const Reservation& slot, const LiveDomain& domain,
-                      const Inventory& inventory) const;
+  Status check_device(const DeviceConfig& config, const std::string& slot,
+                      const std::string& guest_model, const Inventory& inventory) const;
   void remember_models(const std::string& vm, const VmRecord& record, LiveDomain domain,
                        const Inventory& inventory, Deadline deadline);
   Status wait_detached(const std::string& vm, const std::vector<std::string>& aliases,

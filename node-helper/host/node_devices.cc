@@ -39,6 +39,12 @@ std::string slot_of(const std::string& alias) {
   return "slot " + (part ? part->slot : alias);
 }
 
+// What the guest has met in that slot; empty: nothing yet.
+std::string model_in(const LiveDomain& domain, const std::string& slot) {
+  const auto known = domain.models.find(slot);
+  return known == domain.models.end() ? "" : known->second;
+}
+
 // A driver that has met one model may not know another.
 bool fits_guest(const DeviceConfig& device, const std::string& model,
                 const std::string& guest_model) {
@@ -67,22 +73,31 @@ Node::Inventory Node::inventory() const {
   return all;
 }
 
+// What can be known before anything is touched.
+Status Node::check_device(const DeviceConfig& config, const std::string& slot,
+                          const std::string& guest_model, const Inventory& inventory) const {
+  const std::string what = fmt::format("device {} of {}", config.name, config_.host);
+  const PassthroughDevice& device = inventory.at(config.name);
+  if (device.problem) return device.problem->with(what);
+  if (fits_guest(config, device.model(), guest_model)) return {};
+  return Error{
+      Code::kPrecondition,
+      fmt::format("{}: is a {}, and the guest has been given a {} in slot {} before, whose driver "
+                  "may not know the other; give devices of one model a gres of their own, or write "
+                  "compatible = [\"{}\"] in noded.toml if the driver knows both",
+                  what, device.model(), guest_model, slot, guest_model)};
+}
+
 const DeviceConfig* Node::choose(const std::set<std::string>& taken, const Reservation& wanted,
                                  const std::string& guest_model, const Inventory& inventory,
                                  std::optional<Error>& why_not) const {
-  const DeviceConfig* second_best = nullptr;
   for (const DeviceConfig& d : config_.devices) {
     if (d.gres != wanted.gres || taken.contains(d.name)) continue;
-    const PassthroughDevice& device = inventory.at(d.name);
-    if (device.problem) {
-      if (!why_not)
-        why_not = device.problem->with(fmt::format("device {} of {}", d.name, config_.host));
-      continue;
-    }
-    if (fits_guest(d, device.model(), guest_model)) return &d;
-    if (second_best == nullptr) second_best = &d;
+    Status usable = check_device(d, wanted.slot, guest_model, inventory);
+    if (usable) return &d;
+    if (!why_not) why_not = usable.error();
   }
-  return second_best;
+  return nullptr;
 }
 
 Status Node::assign(NodeState& state, const std::string& vm, const json& slots, bool replace,
@@ -110,10 +125,8 @@ Status Node::assign(NodeState& state, const std::string& vm, const json& slots, 
         std::any_of(domain.parts.begin(), domain.parts.end(),
                     [&](const AttachedPart& part) { return part.slot == r.slot; });
     if (fits && (!replace || attached)) continue;
-    auto known = domain.models.find(r.slot);
     std::optional<Error> why_not;
-    const DeviceConfig* free =
-        choose(taken, r, known == domain.models.end() ? "" : known->second, inventory, why_not);
+    const DeviceConfig* free = choose(taken, r, model_in(domain, r.slot), inventory, why_not);
     if (free == nullptr) {
       if (fits) continue;  // no other one: the same is tried again
       if (why_not) return why_not->with(vm);
@@ -137,9 +150,17 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
   const json& slots = p.objects("slots");
   const std::int64_t memory = p.number_or("memory_bytes", 0, std::int64_t{1} << 50, 0);
   const bool replace = p.flag_or("replace", false);
+  const json models = p.object_or_empty("models");
   if (Status s = p.status(); !s) return s.error();
   auto look = hypervisor_.look(vm, request.deadline);
   if (!look) return look.error();
+  // Of a VM that is to come, only the caller knows.
+  for (const auto& [slot, model] : models.items()) {
+    if (!model.is_string())
+      return Error{Code::kInvalidArgument,
+                   fmt::format("field models: {}: a string is wanted", slot)};
+    look->domain.models.insert({slot, model.get<std::string>()});
+  }
   const Inventory devices_now = inventory();
   const bool uses_memory = look->state != VmState::kAbsent && look->state != VmState::kShutoff;
   json devices = json::array();
@@ -282,27 +303,6 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
   return json{{"detached", slots}};
 }
 
-// What can be known before anything is touched.
-Status Node::check_attach(const std::string& vm, const Reservation& slot, const LiveDomain& domain,
-                          const Inventory& inventory) const {
-  const DeviceConfig* config = config_.find_device(slot.device);
-  if (config == nullptr) {
-    return Error{Code::kNotFound,
-                 fmt::format("{}: device {} is not in noded.toml any more", vm, slot.device)};
-  }
-  const std::string what = fmt::format("{}: device {} of {}", vm, slot.device, config_.host);
-  const PassthroughDevice& device = inventory.at(slot.device);
-  if (device.problem) return device.problem->with(what);
-  auto known = domain.models.find(slot.slot);
-  if (known == domain.models.end() || fits_guest(*config, device.model(), known->second)) return {};
-  return Error{
-      Code::kPrecondition,
-      fmt::format("{}: is a {}, and the guest has been given a {} in slot {} before, whose driver "
-                  "may not know the other; give devices of one model a gres of their own, or write "
-                  "compatible = [\"{}\"] in noded.toml if the driver knows both",
-                  what, device.model(), known->second, slot.slot, known->second)};
-}
-
 void Node::remember_models(const std::string& vm, const VmRecord& record, LiveDomain domain,
                            const Inventory& inventory, Deadline deadline) {
   bool news = false;
@@ -378,7 +378,13 @@ Result<json> Node::device_attach(const RpcRequest& request, const OperationLog::
         std::any_of(look->domain.parts.begin(), look->domain.parts.end(),
                     [&](const AttachedPart& part) { return part.slot == slot.slot; });
     if (there && config_.find_device(slot.device) != nullptr) continue;
-    if (Status s = check_attach(vm, slot, look->domain, devices); !s) return s.error();
+    const DeviceConfig* config = config_.find_device(slot.device);
+    if (config == nullptr) {
+      return Error{Code::kNotFound,
+                   fmt::format("{}: device {} is not in noded.toml any more", vm, slot.device)};
+    }
+    Status usable = check_device(*config, slot.slot, model_in(look->domain, slot.slot), devices);
+    if (!usable) return usable.error().with(vm);
   }
   json list = json::array();
   for (std::size_t i = 0; i < record.slots.size(); ++i) {

@@ -172,16 +172,23 @@ TEST_F(NodeDevicesTest, AnotherModelIsRefusedUnlessItIsSaidToFit) {
   ASSERT_TRUE(call("device.attach", json::object()));
   EXPECT_EQ(hypervisor_.count("remember"), 0) << "nothing new";
   move_away_and_back();
+  auto other = reserve("vf");
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error().code, Code::kPrecondition);
+  EXPECT_THAT(other.error().message, AllOf(HasSubstr("device vf of hv1"), HasSubstr("15b3:1018"),
+                                           HasSubstr("8086:10d3"), HasSubstr("compatible")));
+  ASSERT_TRUE(reserve("any"));
+  EXPECT_TRUE(call("device.attach", json::object()));
+}
+
+TEST_F(NodeDevicesTest, TheModelIsLookedAtOnceMoreBeforeAttaching) {
   ASSERT_TRUE(reserve("vf"));
+  hypervisor_.put("v1", {.models = {{"n0", "8086:10d3"}}});
   auto attached = call("device.attach", json::object());
   ASSERT_FALSE(attached);
   EXPECT_EQ(attached.error().code, Code::kPrecondition);
-  EXPECT_THAT(attached.error().message, AllOf(HasSubstr("device vf of hv1"), HasSubstr("15b3:1018"),
-                                              HasSubstr("8086:10d3"), HasSubstr("compatible")));
-  EXPECT_EQ(hypervisor_.count("attach nic"), 1);
-  forget_reservations();
-  ASSERT_TRUE(reserve("any"));
-  EXPECT_TRUE(call("device.attach", json::object()));
+  EXPECT_THAT(attached.error().message, HasSubstr("v1: device vf of hv1: is a 15b3:1018"));
+  EXPECT_EQ(hypervisor_.count("attach nic"), 0);
 }
 
 TEST_F(NodeDevicesTest, TheModelGoesWithTheVm) {
@@ -189,15 +196,27 @@ TEST_F(NodeDevicesTest, TheModelGoesWithTheVm) {
   ASSERT_TRUE(call("device.attach", json::object()));
   EXPECT_EQ(hypervisor_.domain("v1").models,
             (std::map<std::string, std::string>{{"n0", "15b3:1018"}}));
+  EXPECT_EQ((*call("vm.info", json::object()))["models"], (json{{"n0", "15b3:1018"}}));
+}
+
+TEST_F(NodeDevicesTest, OfAVmThatIsToComeTheCallerKnowsTheModel) {
+  hypervisor_.vanish("v1", VmEnd::kStopped);
+  auto come = [&](const json& models) {
+    return call("device.reserve",
+                {{"slots", {{{"slot", "n0"}, {"gres", "nic"}}}}, {"models", models}});
+  };
+  EXPECT_EQ(come({{"n0", 5}}).error().code, Code::kInvalidArgument);
+  EXPECT_EQ(come("x").error().code, Code::kInvalidArgument);
+  EXPECT_EQ(come({{"n0", "15b3:1018"}}).error().code, Code::kPrecondition);
+  EXPECT_EQ((*come({{"n0", "8086:10d3"}, {"other", "15b3:1018"}}))["devices"][0]["device"], "good");
 }
 
 TEST_F(NodeDevicesTest, AReplacementIsOfTheSameModel) {
   hypervisor_.put("v1", {.models = {{"n0", "8086:100e"}}});
   EXPECT_EQ((*reserve("nic"))["devices"][0]["device"], "old");
   fs::remove_all(sys_.at("0000:03:00.0"));
-  // Nothing fits: the wrong one is tried, and the error says why it is wrong.
-  EXPECT_EQ((*reserve("nic", true))["devices"][0]["device"], "good");
-  EXPECT_EQ(call("device.attach", json::object()).error().code, Code::kPrecondition);
+  EXPECT_EQ((*reserve("nic", true))["devices"][0]["device"], "old") << "nothing else fits";
+  EXPECT_EQ(call("device.attach", json::object()).error().code, Code::kNotFound);
 }
 
 TEST_F(NodeDevicesTest, ASuspendedGuestIsNotAskedForItsDevice) {

@@ -61,10 +61,15 @@ std::vector<Call> plan_calls(const Context& c) {
 Result<std::vector<Call>> prepare_calls(const Context& c) {
   auto slots = slots_to_reserve(*c.vm_class, c.vm.vm, c.index);
   if (!slots) return slots.error();
-  return std::vector<Call>{
-      c.call(c.vm.to, "lease.wait", {{"job_id", c.vm.to_job}}),
-      c.call(c.vm.to, "device.reserve",
-             {{"slots", *slots}, {"memory_bytes", c.vm_class->memory_mib << 20}})};
+  std::vector<Call> calls{c.call(c.vm.to, "lease.wait", {{"job_id", c.vm.to_job}})};
+  if (!c.vm.from.empty()) {
+    // A device that the guest's driver does not know is refused now, not when the VM has moved.
+    calls.push_back(c.call(c.vm.from, "vm.info"));
+    calls.back().hand_on = "models";
+  }
+  calls.push_back(c.call(c.vm.to, "device.reserve",
+                         {{"slots", *slots}, {"memory_bytes", c.vm_class->memory_mib << 20}}));
+  return calls;
 }
 
 Result<std::vector<Call>> start_calls(const Context& c) {

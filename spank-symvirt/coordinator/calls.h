@@ -18,6 +18,9 @@ struct Call {
   std::string method;
   nlohmann::json params;
   std::chrono::milliseconds timeout;
+  // This field of the answer becomes a parameter of the next call, and the answer no part of the
+  // action's result. Empty: an ordinary call.
+  std::string hand_on = "";
 };
 
 // What every action needs at hand. References outlive it: it lives on the stack of Executor::start.

@@ -81,14 +81,20 @@ struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
     if (next == calls.size()) return done(std::move(event), std::move(merged));
     Call call = calls[next];
     auto self = shared_from_this();
-    p.hypervisor->call(call.host, call.method, call.params, call.timeout, progress,
-                       [self, calls = std::move(calls), event, progress, next,
-                        merged](Result<json> result) mutable {
-                         if (!result) return self->failed(event, result.error());
-                         merge(merged, *result);
-                         self->chain(std::move(calls), std::move(event), std::move(progress),
-                                     next + 1, std::move(merged));
-                       });
+    p.hypervisor->call(
+        call.host, call.method, call.params, call.timeout, progress,
+        [self, calls = std::move(calls), event, progress, next,
+         merged](Result<json> result) mutable {
+          if (!result) return self->failed(event, result.error());
+          const std::string field = calls[next].hand_on;
+          if (field.empty()) {
+            merge(merged, *result);
+          } else if (next + 1 < calls.size() && result->is_object() && result->contains(field)) {
+            calls[next + 1].params[field] = (*result)[field];
+          }
+          self->chain(std::move(calls), std::move(event), std::move(progress), next + 1,
+                      std::move(merged));
+        });
   }
 
   static void merge(json& into, const json& from) {

@@ -212,6 +212,27 @@ TEST(Evacuation, AttachThatNeverWorksGivesTheJobBackInTheEnd) {
   EXPECT_NE(s->world.down_nodes["v1"].find("symvirt:"), std::string::npos);
 }
 
+TEST(Evacuation, DevicesOfAnotherModelAreRefusedBeforeAnythingIsTouched) {
+  auto s = prepare(kScenarios[1]);
+  s->world.hosts["hv2"].capacity = 1;
+  s->world.hosts["hv1"].vms["v1"].model = "8086:10d3";
+  s->world.hosts["hv3"].model = "15b3:1018";
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  s->run(300);
+  EXPECT_EQ(s->world.where_running("v1"), std::vector<std::string>{"hv1"});
+  EXPECT_TRUE(s->world.hosts["hv1"].vms["v1"].device);
+  EXPECT_EQ(s->world.guests["v1"].highest_epoch, 0) << "nobody was brought to rest";
+  EXPECT_NE(s->world.hosts["hv3"].reserved.count("v1"), 1u);
+  // The same one: it moves.
+  s = prepare(kScenarios[1]);
+  s->world.hosts["hv2"].capacity = 1;
+  s->world.hosts["hv1"].vms["v1"].model = s->world.hosts["hv3"].model = "15b3:1018";
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+  EXPECT_EQ(s->world.where_running("v1"), std::vector<std::string>{"hv3"});
+}
+
 TEST(Boot, EveryFaultEndsUpOrOff) {
   for (Fault fault : {Fault::kFail, Fault::kHangBefore, Fault::kHangAfter, Fault::kCrashBefore,
                       Fault::kCrashAfter}) {

@@ -80,7 +80,9 @@ Result<json> FakeWorld::host_method(const std::string& host, const std::string& 
   auto it = h.vms.find(vm);
   if (method == "vm.info") {
     if (it == h.vms.end()) return json{{"state", "absent"}};
-    return json{{"state", it->second.state}, {"migrating", false}};
+    json info = {{"state", it->second.state}, {"migrating", false}};
+    if (!it->second.model.empty()) info["models"] = {{"hca0", it->second.model}};
+    return info;
   }
   if (method == "lease.wait") {
     auto job = jobs.find(params.value("job_id", 0u));
@@ -91,6 +93,9 @@ Result<json> FakeWorld::host_method(const std::string& host, const std::string& 
   }
   if (method == "device.reserve") {
     if (h.reserved.count(vm) > 0) return json::object();
+    const json models = params.value("models", json::object());
+    if (!h.model.empty() && models.contains("hca0") && models["hca0"] != h.model)
+      return Error{Code::kPrecondition, host + ": devices of another model"};
     if (static_cast<int>(h.reserved.size()) >= h.capacity)
       return Error{Code::kExhausted, host + ": no free device"};
     h.reserved.insert(vm);

@@ -45,6 +45,7 @@ struct FakeVm {
   std::string state = "running";  // running | incoming
   bool device = false;
   bool linked = false;
+  std::string model;  // of the devices it has met
 };
 
 struct FakeGuest {  // follows the VM
@@ -60,6 +61,7 @@ struct FakeHost {
   bool drained = false;
   bool dead = false;  // does not answer
   int capacity = 2;
+  std::string model;  // of its devices; empty: every guest knows them
   std::map<std::string, FakeVm> vms;
   std::set<std::string> reserved;  // VMs that hold a device
   std::int64_t generation = 0;

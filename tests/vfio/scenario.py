@@ -65,7 +65,8 @@ def detach(world, source):
 
 
 def move(world, boot_id, source, target):
-    world.call(target, "device.reserve", {"vm": VM, "slots": [{"slot": "hca0", "gres": "hca"}], "op": "4/reserve/v1/1"})
+    known = world.call(source, "vm.info", {"vm": VM})["models"]
+    world.call(target, "device.reserve", {"vm": VM, "slots": [{"slot": "hca0", "gres": "hca"}], "models": known, "op": "4/reserve/v1/1"})
     moved = world.call(source, "vm.migrate", {"vm": VM, "to": target, "op": "4/migrate/v1/1"}, 240)
     world.step(f"migrated to {target}: {moved}")
     world.check(world.call(source, "vm.info", {"vm": VM})["state"] == "absent", f"it has left {source}")
@@ -78,6 +79,7 @@ def move(world, boot_id, source, target):
     traffic(world, boot_id, host_mac(target))
     world.step("traffic with the peer outside, through the other host's device")
     world.check(world.guest(target, VM, "guest.ping")["boot_id"] == boot_id, "same boot id")
+    world.check(world.call(target, "vm.info", {"vm": VM})["models"] == known, "what the guest has met has moved with it")
     world.check({h[1] for h in world.peer.since(begun)} == {boot_id}, "the peer has heard of no other boot")
 
 
@@ -89,9 +91,9 @@ def main_path(world):
         world.aside.result()
     world.step("failures on the second host: all as they should be")
     refused_migration(world, boot_id, source, target)
+    failures.other_model(world, VM, source)
+    world.step("devices of another model were refused, on both hosts")
     detach(world, source)
     move(world, boot_id, source, target)
-    failures.other_model(world, VM)
-    world.step("a device of another model was refused")
     world.call(target, "vm.stop", {"vm": VM, "mode": "destroy", "op": "6/stop/v1/1"})
     world.step("stopped")
