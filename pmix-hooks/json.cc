@@ -2,6 +2,8 @@
 
 #include <charconv>
 
+#include "common/json_nesting.h"
+
 namespace symvirt::hooks {
 namespace {
 
@@ -18,6 +20,8 @@ Result<Json> parse_object(std::string_view text, std::size_t max_bytes) {
                                              " bytes, at most " + std::to_string(max_bytes) +
                                              " are allowed"};
   }
+  if (nested_too_deeply(text))
+    return Error{Code::kInvalidArgument, "message refused: nested too deeply"};
   Json value = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!value.is_object())
     return Error{Code::kInvalidArgument, "message refused: not a JSON object"};

@@ -1,28 +1,9 @@
 #include "node-helper/guest/message.h"
 
+#include "common/json_nesting.h"
+
 namespace symvirt::guest {
 namespace {
-
-// The library's parser keeps its own stack, but its printer recurses: a line of a million brackets
-// would end the daemon.
-bool nested_too_deeply(std::string_view line) {
-  int depth = 0;
-  bool in_string = false;
-  for (std::size_t i = 0; i < line.size(); ++i) {
-    const char c = line[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxNesting) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
 
 Error wrong(std::string_view why) {
   return Error{Code::kInvalidArgument, "message: " + std::string(why)};

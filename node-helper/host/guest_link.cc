@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "common/json_nesting.h"
 #include "common/line_buffer.h"
 #include "common/log.h"
 #include "node-helper/protocol/rpc.h"
@@ -44,6 +45,7 @@ struct GuestLink::Port {
   }
 
   void on_line(const std::string& text) {
+    if (nested_too_deeply(text)) return;
     const json message = json::parse(text, nullptr, false);
     if (!message.is_object()) return;
     heard = true;

@@ -7,6 +7,8 @@
 #include <array>
 #include <cstring>
 
+#include "common/json_nesting.h"
+
 namespace symvirt {
 namespace {
 
@@ -99,6 +101,7 @@ Result<Opened> unseal(Credentials& credentials, const Frame& frame, std::string_
                       std::string_view destination) {
   Result<Identity> id = credentials.decode(frame.credential);
   if (!id) return id.error();
+  if (nested_too_deeply(id->payload)) return Error{Code::kPermission, "envelope nested too deeply"};
   const json payload = json::parse(id->payload, nullptr, false);
   if (!payload.is_object()) return Error{Code::kPermission, "credential without envelope"};
   const auto dir = text(payload, "dir"), dst = text(payload, "dst"), nonce = text(payload, "nonce"),
@@ -116,6 +119,8 @@ Result<Opened> unseal(Credentials& credentials, const Frame& frame, std::string_
   if (nonce->size() != 32) return Error{Code::kPermission, "envelope with a bad nonce"};
   if (*hash != sha256_hex(frame.body))
     return Error{Code::kPermission, "body does not match its credential"};
+  if (nested_too_deeply(frame.body))
+    return Error{Code::kInvalidArgument, "body is nested too deeply"};
   json body = json::parse(frame.body, nullptr, false);
   if (!body.is_object()) return Error{Code::kInvalidArgument, "body is not a JSON object"};
   return Opened{id->uid, Envelope{*dir, *dst, *nonce, seq->get<std::int64_t>()}, std::move(body)};

@@ -79,6 +79,21 @@ TEST(Envelope, AnythingElseIsRefused) {
   EXPECT_EQ(replayed.error().code, Code::kPermission);
 }
 
+// The library's copies recurse: a caller of any uid would end the daemon.
+TEST(Envelope, BracketsWithoutEndAreRefused) {
+  const std::string deep(1'000'000, '[');
+  auto opened = after([](Frame&) {});
+  ASSERT_TRUE(opened);
+  FakeCredentials credentials;
+  for (const std::string& body :
+       {"{\"id\":" + deep + std::string(deep.size(), ']') + "}", "{\"id\":" + deep}) {
+    Frame frame = *seal(credentials, Envelope{"req", "hv1", new_nonce(), 0}, body);
+    auto result = unseal(credentials, frame, "req", "hv1");
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().message, "body is nested too deeply");
+  }
+}
+
 TEST(Envelope, EveryFieldMissingOrWrongIsRefused) {
   const json good = {{"v", 1},       {"dir", "req"},
                      {"dst", "hv1"}, {"nonce", std::string(32, 'a')},

@@ -152,7 +152,7 @@ Result<json> RpcClient::transact(const std::string& method, json params, Deadlin
       return give_up(
           {Code::kPermission, fmt::format("{}: answer to another request", options_.host)});
     }
-    if (j.value("method", "") == "progress") {
+    if (j.contains("method") && j["method"] == "progress") {
       if (progress && j.contains("params")) progress(j["params"]);
       continue;
     }

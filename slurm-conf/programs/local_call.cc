@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "common/json_nesting.h"
 #include "common/line_buffer.h"
 #include "common/unique_fd.h"
 
@@ -63,6 +64,7 @@ Status send_line(int fd, const std::string& line, const std::string& path, Deadl
 
 // Nothing when the line is not the answer (guestd may ask, too).
 std::optional<Result<json>> answer_in(const std::string& line) {
+  if (nested_too_deeply(line)) return std::nullopt;
   const json j = json::parse(line, nullptr, false);
   if (!j.is_object() || j.value("id", json()) != json("1") || j.contains("method"))
     return std::nullopt;

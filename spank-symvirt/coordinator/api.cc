@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "spank-symvirt/coordinator/daemon.h"
+#include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
 
@@ -13,13 +14,8 @@ using nlohmann::json;
 
 namespace {
 
-std::string text(const json& params, const char* field) {
-  auto it = params.find(field);
-  return it != params.end() && it->is_string() ? it->get<std::string>() : std::string();
-}
-
 Result<std::string> required(const json& params, const char* field) {
-  std::string value = text(params, field);
+  std::string value = text_of(params, field);
   if (value.empty() || value.size() > 4096)
     return Error{Code::kInvalidArgument, fmt::format("field {} is missing or not a text", field)};
   return value;
@@ -56,9 +52,8 @@ void Daemon::add_methods() {
   server_->add("devices", {anybody, on_loop([this](const json&) { return api_devices(); })});
   server_->add("doctor", {anybody, on_loop([this](const json&) { return api_doctor(); })});
   server_->add("events", {anybody, [this](const RpcRequest& r) { return api_events(r); }});
-  server_->add("tx.list", {anybody, on_loop([this](const json& p) {
-                             return api_list(p.value("all", json(false)) == json(true));
-                           })});
+  server_->add("tx.list",
+               {anybody, on_loop([this](const json& p) { return api_list(flag_of(p, "all")); })});
   server_->add("tx.show", {anybody, on_loop([this](const json& p) -> Result<json> {
                              auto id = required_number(p, "id");
                              if (!id) return id.error();
@@ -82,7 +77,7 @@ void Daemon::add_methods() {
   server_->add("migrate", {admin, on_loop([this](const json& p) -> Result<json> {
                              auto vm = required(p, "vm");
                              if (!vm) return vm.error();
-                             return api_migrate(*vm, text(p, "to"));
+                             return api_migrate(*vm, text_of(p, "to"));
                            })});
   for (const bool on : {true, false}) {
     server_->add(on ? "node.resume" : "node.suspend",
@@ -233,7 +228,8 @@ Result<json> Daemon::api_power(const std::string& list, bool on) {
 Result<json> Daemon::api_devices() {
   json list = json::array();
   for (const auto& [host, info] : host_info_) {
-    for (json device : info.value("devices", json::array())) {
+    json objects = objects_of(info, "devices");
+    for (json& device : objects) {
       device["host"] = host;
       list.push_back(std::move(device));
     }
@@ -261,14 +257,14 @@ Result<json> Daemon::api_doctor() {
       continue;
     }
     const json& j = info->second;
-    checks.push_back(check(name + " libvirt", j.value("libvirt_ok", false),
-                           j.value("libvirt_ok", false) ? "answers" : "does not answer",
+    checks.push_back(check(name + " libvirt", flag_of(j, "libvirt_ok"),
+                           flag_of(j, "libvirt_ok") ? "answers" : "does not answer",
                            "systemctl status libvirtd on the host"));
     std::map<std::string, int> devices;
-    for (const json& d : j.value("devices", json::array())) {
-      ++devices[d.value("gres", "")];
-      if (const std::string problem = d.value("problem", ""); !problem.empty())
-        checks.push_back(check(fmt::format("{} device {}", name, d.value("device", "")), false,
+    for (const json& d : objects_of(j, "devices")) {
+      ++devices[text_of(d, "gres")];
+      if (const std::string problem = text_of(d, "problem"); !problem.empty())
+        checks.push_back(check(fmt::format("{} device {}", name, text_of(d, "device")), false,
                                problem, "no VM gets it before; docs/host-preparation.md"));
     }
     for (const auto& [gres, count] : devices) {
@@ -304,7 +300,7 @@ Result<json> Daemon::api_events(const RpcRequest& request) {
   std::int64_t next = 0;
   if (auto it = request.params.find("since"); it != request.params.end() && it->is_number_integer())
     next = it->get<std::int64_t>();
-  const bool follow = request.params.value("follow", json(false)) == json(true);
+  const bool follow = flag_of(request.params, "follow");
   for (;;) {
     std::vector<json> batch;
     {

@@ -1,7 +1,6 @@
 #include "spank-symvirt/coordinator/config.h"
 
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <cstdio>
@@ -67,9 +66,9 @@ TEST_F(ConfigFile, WrongTypesAndRangesAreRefused) {
   for (const char* text :
        {"[control]\npoll_ms = \"fast\"", "[control]\npoll_ms = 1", "[control]\npoll_ms = -5",
         "[control]\nadmin_uids = [\"root\"]", "[control]\nadmin_uids = 0", "[hosts]\ncapacity = 1",
-        "[hosts]\nfence_command = \"ipmitool\"", "[hosts]\nfence_command = [\"ipmitool\"]", "[hosts.addresses]\nhv1 = 5", "control = 5",
-        "class = 5", "[policy]\nslowest_migration_bytes_s = 0", "[[class]]\n",
-        "this is not toml"}) {
+        "[hosts]\nfence_command = \"ipmitool\"", "[hosts]\nfence_command = [\"ipmitool\"]",
+        "[hosts.addresses]\nhv1 = 5", "control = 5", "class = 5",
+        "[policy]\nslowest_migration_bytes_s = 0", "[[class]]\n", "this is not toml"}) {
     EXPECT_NE(error_of(text).find("symvirtd.toml:"), std::string::npos) << text;
   }
 }

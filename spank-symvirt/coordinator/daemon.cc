@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "common/subprocess.h"
+#include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
 
@@ -22,13 +23,19 @@ constexpr int kLooksUntilLost = 3;
 
 }  // namespace
 
+// Unix time as it was when the daemon started, and what passed since. A wall clock that is stepped
+// would end deadlines early, or let leases run out that nobody renews.
 class Daemon::SystemClock : public Clock {
  public:
-  std::int64_t now_ns() override {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
+  std::int64_t now_ns() override { return offset_ns_ + read(CLOCK_BOOTTIME); }
+
+ private:
+  static std::int64_t read(clockid_t clock) {
+    timespec t{};
+    clock_gettime(clock, &t);
+    return static_cast<std::int64_t>(t.tv_sec) * kSecond + t.tv_nsec;
   }
+  const std::int64_t offset_ns_ = read(CLOCK_REALTIME) - read(CLOCK_BOOTTIME);
 };
 
 class Daemon::Hosts : public Hypervisor {
@@ -383,7 +390,7 @@ void Daemon::ask_inventory() {
                   auto shared = std::make_shared<Result<json>>(std::move(info));
                   loop_.post([this, host, asked_ns, shared] {
                     HostSeen& seen = hosts_seen_[host];
-                    seen.answered = shared->has_value() && (*shared)->value("libvirt_ok", false);
+                    seen.answered = shared->has_value() && flag_of(**shared, "libvirt_ok");
                     seen.asked_ns = asked_ns;
                     seen.vms.clear();
                     if (!*shared) {
@@ -394,8 +401,8 @@ void Daemon::ask_inventory() {
                     }
                     host_errors_.erase(host);
                     host_info_[host] = **shared;
-                    for (const json& vm : (*shared)->value("vms", json::array())) {
-                      if (vm.is_object()) seen.vms[vm.value("vm", "")] = vm.value("state", "");
+                    for (const json& vm : objects_of(**shared, "vms")) {
+                      seen.vms[text_of(vm, "vm")] = text_of(vm, "state");
                     }
                   });
                 });
@@ -404,7 +411,7 @@ void Daemon::ask_inventory() {
 
 void Daemon::observe(const Event& event, const Transaction& tx) {
   json line = view_of(event, tx);
-  const std::string message = line.value("message", "");
+  const std::string message = text_of(line, "message");
   if (event.type == EventType::kStepFailed)
     log_warning(message);
   else

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "common/log.h"
+#include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
 namespace {
@@ -33,8 +34,8 @@ Engine::Engine(Parts parts) : p_(std::move(parts)) {}
 Status Engine::recover() {
   std::size_t unreadable = 0;
   Status replayed = p_.journal->replay([&](const nlohmann::json& record) {
-    if (record.value("type", "") == "vm_forgotten") {
-      vms_.erase(record.value("vm", ""));
+    if (text_of(record, "type") == "vm_forgotten") {
+      vms_.erase(text_of(record, "vm"));
       return;
     }
     Result<Event> event = event_from_json(record);

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "spank-symvirt/coordinator/calls.h"
 #include "spank-symvirt/coordinator/domain.h"
+#include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
 
@@ -30,9 +31,9 @@ Error lost_config(const std::string& vm) {
 std::string state_of(const Result<json>& info) {
   if (!info) return "unknown";
   const json& j = *info;
-  const std::string state = j.value("state", "unknown");
+  const std::string state = text_of(j, "state", "unknown");
   if (state == "shutoff") return "absent";
-  if (j.value("migrating", false) && state == "running") return "migrating";
+  if (flag_of(j, "migrating") && state == "running") return "migrating";
   return state;
 }
 
@@ -101,7 +102,7 @@ struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
     if (!from.is_object()) return;
     for (const auto& [key, value] : from.items()) {
       if (key == "more" && value.is_boolean())
-        into[key] = into.value("more", false) || value.get<bool>();
+        into[key] = flag_of(into, "more") || value.get<bool>();
       else if (value.is_array() && into.contains(key) && into[key].is_array())
         into[key].insert(into[key].end(), value.begin(), value.end());
       else

@@ -100,6 +100,82 @@ INSTANTIATE_TEST_SUITE_P(Faults, EveryCall,
                                                           Fault::kHangAfter, Fault::kCrashBefore,
                                                           Fault::kCrashAfter)));
 
+// The pure fold, driven by hand: every pending step of the phase ends well, but `failing`'s.
+void finish_phase(std::optional<Transaction>& tx, const std::string& failing = "",
+                  bool more = false) {
+  const Phase phase = tx->phase;
+  const int round = tx->round;
+  for (const Action& a : next_actions(*tx)) {
+    Event e;
+    e.type = a.vm == failing ? EventType::kStepFailed : EventType::kStepDone;
+    e.tx = tx->id;
+    e.time_ns = tx->begun_ns;
+    e.vm = a.vm;
+    e.phase = phase;
+    e.round = round;
+    e.tries = a.tries;
+    e.result = {{"host", "hv2"}, {"job_id", 60}, {"more", more}};
+    if (a.vm == failing) e.error = Error{Code::kRefused, "rank 3 did not answer"};
+    symvirt::apply(tx, e);
+  }
+}
+
+std::vector<std::string> busy(const Transaction& tx) {
+  std::vector<std::string> names;
+  for (const Action& a : next_actions(tx)) names.push_back(a.vm);
+  return names;
+}
+
+TEST(Fold, AJobThatDoesNotComeToRestKeepsNobodyElses) {
+  FakeWorld world;
+  for (const char* vm : {"v1", "v2"}) world.boot_by_hand(vm, "hv1");
+  Event begun;
+  begun.begun = evacuation(world, {"v1", "v2"}, {});
+  begun.begun->id = begun.tx = 1;
+  begun.begun->vms[0].jobs = {7};
+  begun.begun->vms[1].jobs = {8};
+  std::optional<Transaction> tx;
+  symvirt::apply(tx, begun);
+  for (const Phase phase : {Phase::kPlan, Phase::kAcquire, Phase::kPrepare}) {
+    ASSERT_EQ(tx->phase, phase);
+    finish_phase(tx);
+  }
+  ASSERT_EQ(tx->phase, Phase::kQuiesce);
+  finish_phase(tx, "v1", true);
+  EXPECT_EQ(tx->phase, Phase::kQuiesce);
+  EXPECT_EQ(tx->round, 2);
+  EXPECT_EQ(busy(*tx), std::vector<std::string>{"v2"});
+  finish_phase(tx);
+  EXPECT_EQ(tx->phase, Phase::kDetach);
+  EXPECT_EQ(busy(*tx), std::vector<std::string>{"v2"});
+  for (const Phase phase : {Phase::kDetach, Phase::kMigrate, Phase::kAttach, Phase::kLink}) {
+    ASSERT_EQ(tx->phase, phase);
+    finish_phase(tx);
+  }
+  ASSERT_EQ(tx->phase, Phase::kResume);  // v1's ranks, too, that had answered
+  EXPECT_EQ(busy(*tx), (std::vector<std::string>{"v1", "v2"}));
+  finish_phase(tx);
+  finish_phase(tx);
+  ASSERT_TRUE(tx->ended());
+  EXPECT_EQ(tx->outcome, Outcome::kPartial);
+  EXPECT_EQ(tx->find("v1")->failure->message, "v1: rank 3 did not answer");
+}
+
+TEST(Fold, OneJobOneDecision) {
+  FakeWorld world;
+  for (const char* vm : {"v1", "v2"}) world.boot_by_hand(vm, "hv1");
+  Event begun;
+  begun.begun = evacuation(world, {"v1", "v2"}, {});
+  begun.begun->id = begun.tx = 1;
+  std::optional<Transaction> tx;
+  symvirt::apply(tx, begun);
+  for (int i = 0; i < 3; ++i) finish_phase(tx);
+  ASSERT_EQ(tx->phase, Phase::kQuiesce);
+  finish_phase(tx, "v1", true);
+  EXPECT_EQ(tx->phase, Phase::kResume);
+  EXPECT_EQ(busy(*tx), (std::vector<std::string>{"v1", "v2"}));
+}
+
 TEST(Evacuation, MovesBothVmsAndTellsTheJob) {
   auto s = prepare(kScenarios[0]);
   ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));

@@ -17,7 +17,9 @@ using nlohmann::json;
 
 class JournalFile : public testing::Test {
  protected:
-  JournalFile() : folder_(testing::TempDir() + "symvirt-journal-" + std::to_string(getpid())), path_(folder_ + "/j.db") {
+  JournalFile()
+      : folder_(testing::TempDir() + "symvirt-journal-" + std::to_string(getpid())),
+        path_(folder_ + "/j.db") {
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
   }

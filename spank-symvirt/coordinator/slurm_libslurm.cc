@@ -269,7 +269,9 @@ Result<std::uint32_t> LibslurmApi::submit_launcher(const LauncherSpec& spec, Dea
 Status LibslurmApi::cancel_launchers(const std::string& tag_prefix, Deadline deadline) {
   if (Status status = load_job_list(); !status) return status;
   for (const JobInfo& job : jobs_) {
-    if (job.uid != getuid() || job.comment.rfind(tag_prefix, 0) != 0 || job.state == JobState::kEnded) continue;
+    if (job.uid != getuid() || job.comment.rfind(tag_prefix, 0) != 0 ||
+        job.state == JobState::kEnded)
+      continue;
     if (Status status = cancel_job(job.id, deadline);
         !status && status.error().code != Code::kNotFound)
       return status;

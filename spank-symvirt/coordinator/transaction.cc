@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
+
+#include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
 namespace {
@@ -52,6 +55,29 @@ bool any_moving(const Transaction& tx) {
   return std::any_of(tx.vms.begin(), tx.vms.end(), [](const VmPart& v) { return v.moving; });
 }
 
+// The VMs that share jobs with `vm`, directly or through others: what one job's decision binds.
+std::set<std::string> bound_to(const Transaction& tx, const VmPart& vm) {
+  std::set<std::string> names = {vm.vm};
+  std::set<std::uint32_t> jobs(vm.jobs.begin(), vm.jobs.end());
+  for (bool grown = true; grown;) {
+    grown = false;
+    for (const VmPart& other : tx.vms) {
+      const bool shares = std::any_of(other.jobs.begin(), other.jobs.end(),
+                                      [&](std::uint32_t j) { return jobs.count(j) > 0; });
+      if (!shares || !names.insert(other.vm).second) continue;
+      jobs.insert(other.jobs.begin(), other.jobs.end());
+      grown = true;
+    }
+  }
+  return names;
+}
+
+bool moves_with(const Transaction& tx, const VmPart& vm) {
+  const std::set<std::string> names = bound_to(tx, vm);
+  return std::any_of(tx.vms.begin(), tx.vms.end(),
+                     [&](const VmPart& v) { return v.moving && names.count(v.vm) > 0; });
+}
+
 bool is_here(const VmPart& vm) { return vm.at == Where::kSource || vm.at == Where::kTarget; }
 
 // Who has work in a phase. Everything about "undo" is in these lines: a dropped VM is not moving,
@@ -69,7 +95,7 @@ bool participates(const Transaction& tx, Phase phase, const VmPart& vm) {
     case Phase::kNodeStart:
       return booting;
     case Phase::kQuiesce:
-      return any_moving(tx) && !vm.jobs.empty();
+      return !vm.jobs.empty() && moves_with(tx, vm);
     case Phase::kDetach:
     case Phase::kMigrate:
       return vm.moving;
@@ -197,15 +223,22 @@ Error reason_of(const VmPart& vm) {
                        : Error{Code::kInternal, vm.vm + ": failed without a reason"};
 }
 
+void drop_bound(Transaction& tx, const VmPart& failed) {
+  const Error why = reason_of(failed);
+  for (const std::string& name : bound_to(tx, failed)) {
+    if (VmPart* vm = tx.find(name); vm->moving) drop(*vm, why);
+  }
+}
+
 // Consequences of failures for the whole set, when every VM has finished the phase.
 void judge(Transaction& tx) {
-  const VmPart* failed = first_failed(tx);
-  if (failed == nullptr) return;
-  const Error why = reason_of(*failed);
+  if (first_failed(tx) == nullptr) return;
   switch (tx.phase) {
     case Phase::kPlan:
-    case Phase::kQuiesce:  // one job, one decision
-      drop_all(tx, why);
+    case Phase::kQuiesce:  // one job, one decision; but a job of somebody else is not kept by it
+      for (const VmPart& vm : tx.vms) {
+        if (vm.status == StepStatus::kFailed) drop_bound(tx, vm);
+      }
       break;
     case Phase::kAcquire:
     case Phase::kPrepare:
@@ -252,7 +285,8 @@ void settle(Transaction& tx, std::int64_t now) {
   while (tx.phase != Phase::kEnd && all_settled(tx)) {
     judge(tx);
     const bool rounds = tx.phase == Phase::kQuiesce || tx.phase == Phase::kResume;
-    if (rounds && tx.more && first_failed(tx) == nullptr) {
+    const bool others_go_on = tx.phase == Phase::kQuiesce && any_moving(tx);
+    if (rounds && tx.more && (first_failed(tx) == nullptr || others_go_on)) {
       enter(tx, tx.phase, tx.round + 1, now);
       continue;
     }
@@ -334,21 +368,6 @@ std::int64_t patience_ns(const Transaction& tx, const Error& error) {
   return 0;
 }
 
-std::string text(const nlohmann::json& j, const char* field) {
-  auto it = j.find(field);
-  return it != j.end() && it->is_string() ? it->get<std::string>() : std::string();
-}
-
-std::int64_t number(const nlohmann::json& j, const char* field) {
-  auto it = j.find(field);
-  return it != j.end() && it->is_number() ? it->get<std::int64_t>() : 0;
-}
-
-bool flag(const nlohmann::json& j, const char* field) {
-  auto it = j.find(field);
-  return it != j.end() && it->is_boolean() && it->get<bool>();
-}
-
 // Who has the VM, from what both hosts say (docs/recovery.md has the table). "unknown": the host
 // did not answer, which means nothing until it has been fenced.
 struct Located {
@@ -379,8 +398,8 @@ Located locate(const VmPart& vm) {
 }
 
 void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::int64_t now) {
-  vm.seen_source = text(seen, "source");
-  vm.seen_target = text(seen, "target");
+  vm.seen_source = text_of(seen, "source");
+  vm.seen_target = text_of(seen, "target");
   const Located found = locate(vm);
   if (found.where == Where::kUnknown) {
     const bool long_silence = now - tx.phase_begin_ns > tx.policy.fence_after_ms * kMs;
@@ -406,14 +425,14 @@ void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::in
 }
 
 void collect_round(Transaction& tx, const VmPart& vm, const nlohmann::json& result) {
-  tx.more = tx.more || flag(result, "more");
+  tx.more = tx.more || flag_of(result, "more");
   auto answers = result.find("answers");
   if (answers == result.end() || !answers->is_array() || vm.jobs.empty()) return;
   for (const nlohmann::json& answer : *answers) {
     if (!answer.is_object() || !answer.contains("payload")) continue;
     const std::string rank = std::to_string(vm.jobs.front()) + "." +
-                             std::to_string(number(answer, "step")) + "." +
-                             std::to_string(number(answer, "rank"));
+                             std::to_string(number_of(answer, "step")) + "." +
+                             std::to_string(number_of(answer, "rank"));
     tx.payloads[rank] = answer["payload"];
   }
 }
@@ -446,8 +465,8 @@ void on_done(Transaction& tx, VmPart& vm, const Event& event) {
       }
       break;
     case Phase::kAcquire:
-      vm.to = text(result, "host");
-      vm.to_job = static_cast<std::uint32_t>(number(result, "job_id"));
+      vm.to = text_of(result, "host");
+      vm.to_job = static_cast<std::uint32_t>(number_of(result, "job_id"));
       break;
     case Phase::kStart:
       vm.at = Where::kTarget;
@@ -458,8 +477,8 @@ void on_done(Transaction& tx, VmPart& vm, const Event& event) {
       break;
     case Phase::kMigrate:
       vm.at = Where::kTarget;
-      vm.migrate_bytes = number(result, "transferred_bytes");
-      vm.downtime_ms = number(result, "downtime_ms");
+      vm.migrate_bytes = number_of(result, "transferred_bytes");
+      vm.downtime_ms = number_of(result, "downtime_ms");
       break;
     case Phase::kAttach:
       vm.has_device = true;

@@ -99,7 +99,8 @@ VmPart part_of(const View& view, const std::string& name, bool moves) {
 
 void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out,
                        std::set<std::string>& handled) {
-  std::set<std::string> moving;
+  const std::string cause =
+      kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason);
   for (const auto& [name, record] : *view.vms) {
     if (record.host != host.name || handled.count(name) > 0 || live_with(view, name) != nullptr)
       continue;
@@ -121,22 +122,16 @@ void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out,
                                     tx->id, why_left(*tx), view.config->retry_s);
       continue;
     }
-    // One VM that must stay does not keep the others: each is looked at with its own job first.
-    if (auto alone = plan_evacuation(view, {name}, ""); !alone) {
-      out.notes[name] = alone.error().message;
+    // VMs whose jobs have nothing to do with each other have a transaction each: all go at the same
+    // time, and a job that does not come to rest keeps nobody else's.
+    auto tx = plan_evacuation(view, {name}, cause);
+    if (!tx) {
+      out.notes[name] = tx.error().message;
       continue;
     }
-    moving.insert(name);
+    for (const VmPart& vm : tx->vms) handled.insert(vm.vm);
+    out.list.push_back({Decision::Kind::kBegin, std::move(*tx)});
   }
-  if (moving.empty()) return;
-  auto tx = plan_evacuation(
-      view, moving, kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason));
-  if (!tx) {
-    for (const std::string& vm : moving) out.notes[vm] = tx.error().message;
-    return;
-  }
-  for (const VmPart& vm : tx->vms) handled.insert(vm.vm);
-  out.list.push_back({Decision::Kind::kBegin, std::move(*tx)});
 }
 
 // Waiting for a host costs nothing and can be given up: the drain was undone, or the job is over.

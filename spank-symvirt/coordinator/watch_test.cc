@@ -79,6 +79,22 @@ TEST(Watch, DrainMovesBothVmsOfTheHostInOneTransaction) {
   EXPECT_EQ(begun[0].tx.vms[0].jobs, std::vector<std::uint32_t>{7});
 }
 
+TEST(Watch, JobsThatShareNoVmGoInTransactionsOfTheirOwn) {
+  World w;
+  w.jobs[0].nodes = {"v1"};
+  JobInfo other = w.jobs[0];
+  other.id = 8;
+  other.nodes = {"v2"};
+  other.admin_comment = "quiesce_timeout=3600";
+  w.jobs.push_back(other);
+  w.node("hv1").drain = true;
+  auto begun = w.of(Decision::Kind::kBegin);
+  ASSERT_EQ(begun.size(), 2u);
+  EXPECT_EQ(begun[0].tx.vms.size(), 1u);
+  EXPECT_EQ(begun[0].tx.policy.quiesce_ms, w.config.policy.quiesce_ms);  // not the other's hour
+  EXPECT_EQ(begun[1].tx.policy.quiesce_ms, 3'600'000);
+}
+
 TEST(Watch, TheOtherVmsOfTheJobRestWhereTheyAre) {
   World w;
   w.vms["v2"].host = "hv2";
