@@ -1,6 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <string>
+#include <thread>
+#include <vector>
+
 #include "common/line_buffer.h"
+#include "common/log_limit.h"
 #include "common/result.h"
 
 namespace symvirt {
@@ -38,6 +43,21 @@ TEST(LineBuffer, RefusesALineWithoutEndAndRecovers) {
   EXPECT_EQ(status.error().code, Code::kExhausted);
   ASSERT_TRUE(lines.append("ok\n"));
   EXPECT_EQ(lines.next(), "ok");
+}
+
+std::vector<std::string> logged;
+
+TEST(LogLimit, SaysSomeThenHowManyMoreThereWere) {
+  set_log_sink([](LogLevel, std::string_view message) { logged.emplace_back(message); });
+  LogLimit limit("refusals", 2, std::chrono::milliseconds(50));
+  for (int i = 0; i < 1000; ++i) limit.warning("no " + std::to_string(i));
+  EXPECT_EQ(logged, (std::vector<std::string>{
+                        "no 0", "no 1", "refusals: too many; more are not logged for a while"}));
+  logged.clear();
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  limit.warning("again");
+  EXPECT_EQ(logged, (std::vector<std::string>{"refusals: 998 more not logged", "again"}));
+  set_log_sink(nullptr);
 }
 
 }  // namespace

@@ -139,6 +139,10 @@ const DeviceConfig* NodedConfig::find_device(const std::string& name) const {
   return it == devices.end() ? nullptr : &*it;
 }
 
+bool NodedConfig::allows(uid_t uid) const {
+  return std::find(allowed_uids.begin(), allowed_uids.end(), uid) != allowed_uids.end();
+}
+
 Result<NodedConfig> parse_config(const std::string& text, const std::string& path) {
   toml::parse_result parsed = toml::parse(text, path);
   if (!parsed) {

@@ -60,6 +60,7 @@ struct NodedConfig {
   std::vector<DeviceConfig> devices;
 
   const DeviceConfig* find_device(const std::string& name) const;
+  bool allows(uid_t uid) const;
 };
 
 // The error names file, line and column.

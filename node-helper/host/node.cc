@@ -149,9 +149,7 @@ void Node::on_ended(const std::string& vm, VmEnd end) {
 }
 
 void Node::add_methods(RpcServer& server) {
-  auto allowed = [uids = config_.allowed_uids](uid_t uid) {
-    return std::find(uids.begin(), uids.end(), uid) != uids.end();
-  };
+  auto allowed = [this](uid_t uid) { return config_.allows(uid); };
   for (const auto& [name, method] : methods())
     server.add(name, {allowed, [this](const RpcRequest& r) { return handle(r); }});
 }

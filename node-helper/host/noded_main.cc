@@ -29,6 +29,7 @@ int run(const NodedConfig& config, const sigset_t& signals) {
   options.host = config.host;
   options.address = config.address;
   options.port = config.port;
+  options.trusted = [&config](uid_t uid) { return config.allows(uid); };
   options.longest_call = std::chrono::hours(24 * 365);  // a lease lasts as long as its VM
   RpcServer server(options, credentials);
   node->add_methods(server);

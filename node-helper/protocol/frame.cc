@@ -64,6 +64,15 @@ Result<std::optional<Frame>> FrameReader::next() {
   return std::optional<Frame>(std::move(frame));
 }
 
+std::optional<std::string> FrameReader::credential_of_longer(std::size_t small) const {
+  if (buffer_.size() < kHeader) return std::nullopt;
+  const std::size_t credential = read_u32(buffer_, 0);
+  if (credential == 0 || credential > kMaxCredential || read_u32(buffer_, 4) <= small ||
+      buffer_.size() < kHeader + credential)
+    return std::nullopt;
+  return buffer_.substr(kHeader, credential);
+}
+
 std::string new_nonce() {
   std::array<unsigned char, 16> bytes{};
   // getrandom does not fail for 16 bytes once the pool is initialised (getrandom(2)); before, it
@@ -97,9 +106,9 @@ Result<Frame> seal(Credentials& credentials, const Envelope& envelope, std::stri
   return Frame{std::move(*credential), std::move(body)};
 }
 
-Result<Opened> unseal(Credentials& credentials, const Frame& frame, std::string_view direction,
-                      std::string_view destination) {
-  Result<Identity> id = credentials.decode(frame.credential);
+Result<Vouched> open_credential(Credentials& credentials, const std::string& credential,
+                                std::string_view direction, std::string_view destination) {
+  Result<Identity> id = credentials.decode(credential);
   if (!id) return id.error();
   if (nested_too_deeply(id->payload)) return Error{Code::kPermission, "envelope nested too deeply"};
   const json payload = json::parse(id->payload, nullptr, false);
@@ -117,13 +126,25 @@ Result<Opened> unseal(Credentials& credentials, const Frame& frame, std::string_
     return Error{Code::kPermission,
                  fmt::format("envelope is for {}, not for {}", *dst, destination)};
   if (nonce->size() != 32) return Error{Code::kPermission, "envelope with a bad nonce"};
-  if (*hash != sha256_hex(frame.body))
+  return Vouched{id->uid, Envelope{*dir, *dst, *nonce, seq->get<std::int64_t>()}, *hash};
+}
+
+Result<json> open_body(const Vouched& vouched, const std::string& body) {
+  if (vouched.sha256 != sha256_hex(body))
     return Error{Code::kPermission, "body does not match its credential"};
-  if (nested_too_deeply(frame.body))
-    return Error{Code::kInvalidArgument, "body is nested too deeply"};
-  json body = json::parse(frame.body, nullptr, false);
-  if (!body.is_object()) return Error{Code::kInvalidArgument, "body is not a JSON object"};
-  return Opened{id->uid, Envelope{*dir, *dst, *nonce, seq->get<std::int64_t>()}, std::move(body)};
+  if (nested_too_deeply(body)) return Error{Code::kInvalidArgument, "body is nested too deeply"};
+  json parsed = json::parse(body, nullptr, false);
+  if (!parsed.is_object()) return Error{Code::kInvalidArgument, "body is not a JSON object"};
+  return parsed;
+}
+
+Result<Opened> unseal(Credentials& credentials, const Frame& frame, std::string_view direction,
+                      std::string_view destination) {
+  Result<Vouched> vouched = open_credential(credentials, frame.credential, direction, destination);
+  if (!vouched) return vouched.error();
+  Result<json> body = open_body(*vouched, frame.body);
+  if (!body) return body.error();
+  return Opened{vouched->uid, std::move(vouched->envelope), std::move(*body)};
 }
 
 }  // namespace symvirt

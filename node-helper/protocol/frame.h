@@ -30,6 +30,9 @@ class FrameReader {
   void append(std::string_view bytes) { buffer_.append(bytes); }
   Result<std::optional<Frame>> next();
   bool empty() const { return buffer_.empty(); }
+  // The credential of a frame whose body, longer than `small`, has still to come: who would send so
+  // much can be asked before it is taken.
+  std::optional<std::string> credential_of_longer(std::size_t small) const;
 
  private:
   std::string buffer_;
@@ -48,6 +51,20 @@ std::string sha256_hex(std::string_view data);
 
 // Signs a body.
 Result<Frame> seal(Credentials& credentials, const Envelope& envelope, std::string body);
+
+// A credential that is good, for a body still to be seen.
+struct Vouched {
+  uid_t uid;
+  Envelope envelope;
+  std::string sha256;
+};
+
+// Checks credential, direction and destination: the first half of unseal(), once for each frame (a
+// credential is good once).
+Result<Vouched> open_credential(Credentials& credentials, const std::string& credential,
+                                std::string_view direction, std::string_view destination);
+// The second half.
+Result<nlohmann::json> open_body(const Vouched& vouched, const std::string& body);
 
 struct Opened {
   uid_t uid;

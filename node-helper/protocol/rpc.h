@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/log_limit.h"
 #include "common/result.h"
 #include "common/unique_fd.h"
+#include "node-helper/protocol/connection_room.h"
 #include "node-helper/protocol/credentials.h"
 #include "node-helper/protocol/frame.h"
 
@@ -50,13 +52,19 @@ class RpcServer {
     std::string host;  // own short name: the destination requests must be made for
     std::string address = "0.0.0.0";
     int port = 0;
-    std::size_t max_connections = 512;
-    std::chrono::milliseconds idle_timeout{600'000};
+    // Whose calls the daemon is there for. Others, and who has not said yet who he is, have fewer
+    // connections and shorter messages (ConnectionRoom, small_body).
+    std::function<bool(uid_t)> trusted = [](uid_t) { return true; };
+    ConnectionRoom::Limits room;
+    std::size_t small_body = 64u << 10;
+    std::chrono::milliseconds first_frame{10'000};  // from accept to the end of the first frame
+    std::chrono::milliseconds frame{30'000};        // from the first byte of a frame to its last
+    std::chrono::milliseconds idle{600'000}, idle_ordinary{60'000};  // between frames
     std::chrono::milliseconds longest_call{3'600'000};  // a deadline_ms beyond it is cut
   };
 
   RpcServer(Options options, Credentials& credentials)
-      : options_(std::move(options)), credentials_(credentials) {}
+      : options_(std::move(options)), credentials_(credentials), room_(options_.room) {}
   ~RpcServer();  // stop()
 
   void add(const std::string& method, Method m) { methods_[method] = std::move(m); }
@@ -67,8 +75,13 @@ class RpcServer {
  private:
   struct Connection;
   void accept_loop();
+  void admit(UniqueFd fd, const std::string& peer, std::uint32_t address);
   void serve(std::shared_ptr<Connection> connection);
+  Deadline patience(const Connection& connection);
+  bool take_frames(Connection& connection);
+  Status vouch(Connection& connection, const std::string& credential);
   bool answer_one(Connection& connection, const Frame& frame);
+  bool refuse(Connection& connection, const Error& error);
   bool send(Connection& connection, const Envelope& request, std::int64_t sequence,
             const nlohmann::json& body);
 
@@ -79,9 +92,12 @@ class RpcServer {
   UniqueFd stop_event_;
   int port_ = 0;
   std::thread acceptor_;
+  LogLimit refusals_{"refused requests and connections"};
   std::mutex mutex_;
   std::condition_variable idle_;
-  std::vector<std::shared_ptr<Connection>> connections_;
+  ConnectionRoom room_;
+  ConnectionRoom::Id next_id_ = 1;
+  std::map<ConnectionRoom::Id, std::shared_ptr<Connection>> connections_;
 };
 
 // One connection, one call at a time, blocking. Threads: one at a time.

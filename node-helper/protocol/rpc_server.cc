@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <system_error>
 
 #include "common/log.h"
 #include "node-helper/protocol/rpc.h"
@@ -48,9 +49,17 @@ Error error_from_json(const json& j) {
 }
 
 struct RpcServer::Connection {
+  using Time = Deadline::Clock::time_point;
+
+  ConnectionRoom::Id id = 0;
   UniqueFd fd;
   std::string peer;
   FrameReader reader;
+  const Time accepted = Deadline::Clock::now();
+  Time frame_begun = accepted;
+  Time rests_since = accepted;
+  ConnectionRoom::Standing standing = ConnectionRoom::Standing::kUnknown;
+  std::optional<Vouched> vouched;  // of the frame that is being read
   std::mutex send_mutex;
 };
 
@@ -88,7 +97,7 @@ void RpcServer::stop() {
   acceptor_.join();
   listener_.reset();
   std::unique_lock lock(mutex_);
-  for (const auto& c : connections_) shutdown(c->fd.get(), SHUT_RDWR);
+  for (const auto& [id, c] : connections_) shutdown(c->fd.get(), SHUT_RDWR);
   idle_.wait(lock, [this] { return connections_.empty(); });
 }
 
@@ -102,51 +111,128 @@ void RpcServer::accept_loop() {
     UniqueFd fd(
         accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC));
     if (!fd) continue;
-    auto connection = std::make_shared<Connection>();
-    connection->fd = std::move(fd);
-    connection->peer = name_of_peer(address);
-    std::lock_guard lock(mutex_);
-    if (connections_.size() >= options_.max_connections) {
-      log_warning(fmt::format("{}: refused: {} connections already", connection->peer,
-                              connections_.size()));
-      continue;
+    admit(std::move(fd), name_of_peer(address), address.sin_addr.s_addr);
+  }
+}
+
+void RpcServer::admit(UniqueFd fd, const std::string& peer, std::uint32_t address) {
+  const int one = 1;
+  setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  setsockopt(fd.get(), SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  auto connection = std::make_shared<Connection>();
+  connection->fd = std::move(fd);
+  connection->peer = peer;
+  std::lock_guard lock(mutex_);
+  // What was evicted is still there until its thread has ended.
+  const bool crowded = connections_.size() >= 2 * options_.room.all();
+  connection->id = next_id_++;
+  const auto admission =
+      crowded ? ConnectionRoom::Admission() : room_.admit(connection->id, address);
+  if (!admission.admitted)
+    return refusals_.warning(fmt::format("{}: refused: too many connections", peer));
+  if (admission.evicted) {
+    if (auto it = connections_.find(*admission.evicted); it != connections_.end()) {
+      refusals_.warning(
+          fmt::format("{}: closed: says nothing, and another wants its place", it->second->peer));
+      shutdown(it->second->fd.get(), SHUT_RDWR);
     }
-    const int one = 1;
-    setsockopt(connection->fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    setsockopt(connection->fd.get(), SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-    connections_.push_back(connection);
+  }
+  connections_[connection->id] = connection;
+  try {
     std::thread([this, connection] {
       serve(connection);
     }).detach();  // stop() waits for it through connections_
+  } catch (const std::system_error& e) {
+    connections_.erase(connection->id);
+    room_.leave(connection->id);
+    refusals_.warning(fmt::format("{}: refused: no thread: {}", peer, e.what()));
   }
+}
+
+// Until when the next bytes must be there: who has begun a frame must finish it soon, and who is
+// nobody yet must say who he is.
+Deadline RpcServer::patience(const Connection& c) {
+  using Standing = ConnectionRoom::Standing;
+  const bool unknown = c.standing == Standing::kUnknown;
+  const Deadline first = Deadline::at(c.accepted + options_.first_frame);
+  if (!c.reader.empty()) {
+    const Deadline whole = Deadline::at(c.frame_begun + options_.frame);
+    return unknown ? whole.earlier(first) : whole;
+  }
+  if (unknown) return first;
+  return Deadline::at(c.rests_since +
+                      (c.standing == Standing::kTrusted ? options_.idle : options_.idle_ordinary));
 }
 
 void RpcServer::serve(std::shared_ptr<Connection> c) {
   char buffer[65536];
   bool open = true;
   while (open) {
+    const Deadline until = patience(*c);
     pollfd fd{c->fd.get(), POLLIN, 0};
-    // Somebody who has begun a frame must finish it soon; between frames the connection may rest.
-    const auto wait = c->reader.empty() ? options_.idle_timeout : std::chrono::milliseconds(30'000);
-    const int ready = poll(&fd, 1, static_cast<int>(wait.count()));
-    if (ready == 0 || (ready < 0 && errno != EINTR)) break;
-    if (ready < 0) continue;
+    const int ready = poll(&fd, 1, static_cast<int>(until.left().count()));
+    if (ready < 0 && errno == EINTR) continue;
+    // Also when there are always some more bytes: they must be the last ones by then.
+    if (ready < 0 || until.expired()) break;
+    if (ready == 0) continue;
     const ssize_t n = recv(c->fd.get(), buffer, sizeof buffer, 0);
     if (n <= 0) break;
+    if (c->reader.empty()) c->frame_begun = Deadline::Clock::now();
     c->reader.append({buffer, static_cast<std::size_t>(n)});
-    while (open) {
-      Result<std::optional<Frame>> frame = c->reader.next();
-      if (!frame) log_warning(fmt::format("{}: refused: {}", c->peer, frame.error().message));
-      if (!frame || !*frame) {
-        open = frame.has_value();
-        break;
-      }
-      open = answer_one(*c, **frame);
-    }
+    open = take_frames(*c);
   }
   std::lock_guard lock(mutex_);
-  std::erase(connections_, c);
+  room_.leave(c->id);
+  connections_.erase(c->id);
   idle_.notify_all();
+}
+
+bool RpcServer::take_frames(Connection& c) {
+  for (;;) {
+    const auto early =
+        c.vouched ? std::nullopt : c.reader.credential_of_longer(options_.small_body);
+    if (early) {
+      Status status = vouch(c, *early);
+      if (status && !options_.trusted(c.vouched->uid))
+        status = Error{Code::kPermission, fmt::format("uid {} may not send more than {} bytes",
+                                                      c.vouched->uid, options_.small_body)};
+      if (!status) return refuse(c, status.error());
+    }
+    Result<std::optional<Frame>> frame = c.reader.next();
+    if (!frame) refusals_.warning(fmt::format("{}: refused: {}", c.peer, frame.error().message));
+    if (!frame || !*frame) return frame.has_value();
+    const bool open = answer_one(c, **frame);
+    c.vouched.reset();
+    c.rests_since = c.frame_begun = Deadline::Clock::now();
+    if (!open) return false;
+  }
+}
+
+Status RpcServer::vouch(Connection& c, const std::string& credential) {
+  {
+    std::lock_guard lock(mutex_);
+    room_.heard(c.id);
+  }
+  Result<Vouched> vouched = open_credential(credentials_, credential, "req", options_.host);
+  if (!vouched) return vouched.error();
+  const auto standing = options_.trusted(vouched->uid) ? ConnectionRoom::Standing::kTrusted
+                                                       : ConnectionRoom::Standing::kOrdinary;
+  {
+    std::lock_guard lock(mutex_);
+    if (!room_.promote(c.id, standing))
+      return Error{Code::kExhausted, "too many connections; close some, or try again later"};
+  }
+  c.standing = std::max(c.standing, standing);
+  c.vouched = std::move(*vouched);
+  return {};
+}
+
+// False, for its callers to return: the connection is over.
+bool RpcServer::refuse(Connection& c, const Error& error) {
+  refusals_.warning(fmt::format("{}: refused: {}", c.peer, error.message));
+  const Envelope nobody{"rep", options_.host, std::string(32, '0'), 1};
+  send(c, nobody, 1, {{"jsonrpc", "2.0"}, {"id", nullptr}, {"error", error_to_json(error)}});
+  return false;
 }
 
 bool RpcServer::send(Connection& c, const Envelope& request, std::int64_t sequence,
@@ -170,18 +256,16 @@ bool RpcServer::send(Connection& c, const Envelope& request, std::int64_t sequen
 }
 
 bool RpcServer::answer_one(Connection& c, const Frame& frame) {
-  Result<Opened> opened = unseal(credentials_, frame, "req", options_.host);
-  if (!opened) {
-    log_warning(fmt::format("{}: refused: {}", c.peer, opened.error().message));
-    const Envelope nobody{"rep", options_.host, std::string(32, '0'), 1};
-    send(c, nobody, 1,
-         {{"jsonrpc", "2.0"}, {"id", nullptr}, {"error", error_to_json(opened.error())}});
-    return false;
+  if (!c.vouched) {
+    if (Status status = vouch(c, frame.credential); !status) return refuse(c, status.error());
   }
-  const json& body = opened->body;
+  const Result<json> opened = open_body(*c.vouched, frame.body);
+  if (!opened) return refuse(c, opened.error());
+  const Vouched caller = *c.vouched;
+  const json& body = *opened;
   const json id = body.value("id", json());
   auto fail = [&](Error error) {
-    return send(c, opened->envelope, 1,
+    return send(c, caller.envelope, 1,
                 {{"jsonrpc", "2.0"}, {"id", id}, {"error", error_to_json(error)}});
   };
   auto name = body.find("method");
@@ -191,9 +275,10 @@ bool RpcServer::answer_one(Connection& c, const Frame& frame) {
   auto found = methods_.find(method);
   if (found == methods_.end())
     return fail({Code::kInvalidArgument, fmt::format("unknown method {}", method)});
-  if (!found->second.allowed(opened->uid)) {
-    log_warning(fmt::format("{}: refused: uid {} may not call {}", c.peer, opened->uid, method));
-    fail({Code::kPermission, fmt::format("uid {} may not call {}", opened->uid, method)});
+  if (!found->second.allowed(caller.uid)) {
+    refusals_.warning(
+        fmt::format("{}: refused: uid {} may not call {}", c.peer, caller.uid, method));
+    fail({Code::kPermission, fmt::format("uid {} may not call {}", caller.uid, method)});
     return false;
   }
   auto params = body.find("params");
@@ -207,13 +292,13 @@ bool RpcServer::answer_one(Connection& c, const Frame& frame) {
   RpcRequest request{
       method,
       *params,
-      opened->uid,
+      caller.uid,
       c.peer,
       Deadline::after(std::min(std::chrono::milliseconds(std::min<std::int64_t>(
                                    left->get<std::int64_t>(), 1'000'000'000)),
                                options_.longest_call)),
       [&](const json& progress) {
-        return send(c, opened->envelope, ++sequence,
+        return send(c, caller.envelope, ++sequence,
                     {{"jsonrpc", "2.0"}, {"method", "progress"}, {"params", progress}});
       },
       [&] {
@@ -226,7 +311,7 @@ bool RpcServer::answer_one(Connection& c, const Frame& frame) {
     reply["result"] = std::move(*result);
   else
     reply["error"] = error_to_json(result.error());
-  return send(c, opened->envelope, ++sequence, reply);
+  return send(c, caller.envelope, ++sequence, reply);
 }
 
 }  // namespace symvirt

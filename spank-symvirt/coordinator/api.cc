@@ -37,12 +37,14 @@ json check(const std::string& name, bool ok, const std::string& detail,
 
 }  // namespace
 
+bool Daemon::is_admin(uid_t uid) const {
+  const auto& list = p_.config.admin_uids;
+  return std::find(list.begin(), list.end(), uid) != list.end();
+}
+
 void Daemon::add_methods() {
   auto anybody = [](uid_t) { return true; };
-  auto admin = [this](uid_t uid) {
-    const auto& list = p_.config.admin_uids;
-    return std::find(list.begin(), list.end(), uid) != list.end();
-  };
+  auto admin = [this](uid_t uid) { return is_admin(uid); };
   auto on_loop = [this](std::function<Result<json>(const json&)> work) -> RpcHandler {
     return [this, work = std::move(work)](const RpcRequest& r) {
       return loop_.ask([&] { return work(r.params); });
@@ -294,9 +296,21 @@ Result<json> Daemon::api_doctor() {
   return json{{"schema_version", kSchemaVersion}, {"ok", ok}, {"checks", checks}};
 }
 
-// Streams until the caller goes away, the deadline passes, or, without `follow`, all there is has
-// been sent.
 Result<json> Daemon::api_events(const RpcRequest& request) {
+  const bool admin = is_admin(request.uid);
+  {
+    std::lock_guard lock(events_mutex_);
+    if (Status status = event_readers_.enter(request.uid, admin); !status) return status.error();
+  }
+  Result<json> result = stream_events(request);
+  std::lock_guard lock(events_mutex_);
+  event_readers_.leave(request.uid, admin);
+  return result;
+}
+
+// Until the caller goes away, the deadline passes, or, without `follow`, all there is has been
+// sent.
+Result<json> Daemon::stream_events(const RpcRequest& request) {
   std::int64_t next = 0;
   if (auto it = request.params.find("since"); it != request.params.end() && it->is_number_integer())
     next = it->get<std::int64_t>();

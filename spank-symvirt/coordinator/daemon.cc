@@ -141,10 +141,7 @@ Daemon::Daemon(Parts parts) : p_(std::move(parts)) {
   RpcPool::Options pool;
   pool.port = p_.config.noded_port;
   pool.addresses = p_.config.host_addresses;
-  pool.replier_allowed = [this](uid_t uid) {
-    const auto& admins = p_.config.admin_uids;
-    return std::find(admins.begin(), admins.end(), uid) != admins.end();
-  };
+  pool.replier_allowed = [this](uid_t uid) { return is_admin(uid); };
   pool_ = std::make_unique<RpcPool>(std::move(pool), *p_.credentials);
   hypervisor_ = std::make_unique<Hosts>(*pool_);
   fence_ =
@@ -219,6 +216,7 @@ Status Daemon::run(const std::function<void()>& ready) {
       });
   RpcServer::Options options;
   options.host = p_.host;
+  options.trusted = [this](uid_t uid) { return is_admin(uid); };
   const std::size_t colon = p_.config.listen.rfind(':');
   options.address = p_.config.listen.substr(0, colon);
   if (options.address.empty()) options.address = "0.0.0.0";

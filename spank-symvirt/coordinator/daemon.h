@@ -14,6 +14,7 @@
 #include "node-helper/protocol/rpc.h"
 #include "spank-symvirt/coordinator/config.h"
 #include "spank-symvirt/coordinator/engine.h"
+#include "spank-symvirt/coordinator/event_readers.h"
 #include "spank-symvirt/coordinator/executor.h"
 #include "spank-symvirt/coordinator/loop.h"
 #include "spank-symvirt/coordinator/slurm_api.h"
@@ -50,6 +51,7 @@ class Daemon {
   };
 
   void add_methods();
+  bool is_admin(uid_t uid) const;
   View view() const;
   void on_snapshot(Snapshot snapshot);
   void carry_out(const Decisions& decisions);
@@ -68,7 +70,9 @@ class Daemon {
   Result<nlohmann::json> api_power(const std::string& nodes, bool on);
   Result<nlohmann::json> api_devices();
   Result<nlohmann::json> api_doctor();
-  Result<nlohmann::json> api_events(const RpcRequest& request);  // on the caller's thread
+  // On the caller's thread.
+  Result<nlohmann::json> api_events(const RpcRequest& request);
+  Result<nlohmann::json> stream_events(const RpcRequest& request);
 
   Parts p_;
   Loop loop_;
@@ -100,6 +104,7 @@ class Daemon {
   std::condition_variable events_wake_;
   std::deque<nlohmann::json> events_;
   std::int64_t events_begin_ = 1;  // sequence number of events_.front()
+  EventReaders event_readers_;
   bool stopping_ = false;
 };
 
