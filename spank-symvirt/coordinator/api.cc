@@ -196,11 +196,11 @@ Result<json> Daemon::api_power(const std::string& list, bool on) {
   for (const std::string& vm : *nodes) {
     if (on) {
       log_info(vm + ": resume");
-      wanted_up_.insert(vm);
+      wanted_up_.add(vm, view().now_ns);
       continue;
     }
     log_info(vm + ": suspend");
-    wanted_up_.erase(vm);
+    wanted_up_.remove(vm);
     const Transaction* live = engine_->live_transaction_of(vm);
     if (live != nullptr && live->kind == TxKind::kBoot) {
       if (Status status = engine_->cancel(live->id); !status) return status.error();

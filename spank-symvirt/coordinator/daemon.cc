@@ -268,11 +268,13 @@ void Daemon::on_snapshot(Snapshot snapshot) {
   carry_out(decisions);
 }
 
+void Daemon::begin_wanted_boots() {
+  for (Transaction& tx : wanted_up_.take(view())) {
+    if (auto id = engine_->begin(std::move(tx)); !id) return fail(id.error());
+  }
+}
+
 void Daemon::carry_out(const Decisions& decisions) {
-  const Deadline deadline = Deadline::after(milliseconds(20'000));
-  auto log_failure = [](Status status) {
-    if (!status) log_warning(status.error().message);
-  };
   std::set<std::string> lost_now, unheld_now;
   for (const Decision& d : decisions.list) {
     switch (d.kind) {
@@ -284,57 +286,34 @@ void Daemon::carry_out(const Decisions& decisions) {
       }
       case Decision::Kind::kCancel:
         log_info(fmt::format("transaction {} is cancelled: {}", d.id, d.reason));
-        log_failure(engine_->cancel(d.id));
+        if (Status status = engine_->cancel(d.id); !status) log_warning(status.error().message);
         break;
       case Decision::Kind::kPowerDown:
         // Slurm needs a moment to show it; it is not asked twice a second.
         if (clock_->now_ns() - powered_down_ns_[d.node] < 30 * kSecond) break;
         powered_down_ns_[d.node] = clock_->now_ns();
         log_info(fmt::format("{} is powered down: {}", d.node, d.reason));
-        slurm_->post([this, log_failure, node = d.node, deadline] {
-          log_failure(p_.slurm->power_down(node, deadline));
-        });
+        tell_slurm([d](SlurmApi& slurm, Deadline by) { return slurm.power_down(d.node, by); });
         break;
       case Decision::Kind::kDrainNode:
-        slurm_->post([this, log_failure, d, deadline] {
-          log_failure(p_.slurm->set_node_drain(d.node, d.reason, deadline));
+        tell_slurm([d](SlurmApi& slurm, Deadline by) {
+          return slurm.set_node_drain(d.node, d.reason, by);
         });
         break;
       case Decision::Kind::kResumeNode:
-        slurm_->post([this, log_failure, d, deadline] {
-          log_failure(p_.slurm->resume_node(d.node, deadline));
-        });
+        tell_slurm([d](SlurmApi& slurm, Deadline by) { return slurm.resume_node(d.node, by); });
         break;
-      case Decision::Kind::kVmLost: {
+      case Decision::Kind::kVmLost:
         lost_now.insert(d.node);
-        if (++lost_looks_[d.node] < kLooksUntilLost) break;
-        const std::uint32_t launcher = engine_->vms().at(d.node).launcher_job;
-        if (Status status = engine_->forget_vm(d.node, d.reason); !status)
-          return fail(status.error());
-        slurm_->post([this, log_failure, d, launcher, deadline] {
-          log_failure(p_.slurm->set_node_down(d.node, d.reason, deadline));
-          if (launcher != 0) (void)p_.slurm->cancel_job(launcher, deadline);
-        });
+        if (++lost_looks_[d.node] >= kLooksUntilLost) give_up_lost(d);
         break;
-      }
-      case Decision::Kind::kLauncherLost: {
-        // A launcher ends with its VM, too: only a look at the host that began after the launcher
-        // was missed tells which of the two it was.
-        unheld_now.insert(d.node);
-        const auto since = unheld_since_ns_.try_emplace(d.node, clock_->now_ns()).first->second;
-        const HostSeen& seen = hosts_seen_[d.host];
-        if (!seen.answered || seen.asked_ns <= since || seen.vms.count(d.node) == 0) break;
-        unheld_now.erase(d.node);
-        log_warning(fmt::format("{} is drained: {}", d.host, d.reason));
-        slurm_->post([this, log_failure, d, deadline] {
-          log_failure(p_.slurm->set_node_drain(d.host, d.reason, deadline));
-        });
+      case Decision::Kind::kLauncherLost:
+        if (!launcher_is_lost(d)) unheld_now.insert(d.node);
         break;
-      }
       case Decision::Kind::kGiveBack:
         log_warning(fmt::format("{}: {}", d.node, d.reason));
-        slurm_->post([this, log_failure, d, deadline] {
-          log_failure(p_.slurm->set_node_down(d.node, d.reason, deadline));
+        tell_slurm([d](SlurmApi& slurm, Deadline by) {
+          return slurm.set_node_down(d.node, d.reason, by);
         });
         break;
     }
@@ -344,38 +323,32 @@ void Daemon::carry_out(const Decisions& decisions) {
                 [&](const auto& item) { return unheld_now.count(item.first) == 0; });
 }
 
-void Daemon::begin_wanted_boots() {
-  for (auto it = wanted_up_.begin(); it != wanted_up_.end();) {
-    const std::string vm = *it;
-    if (engine_->live_transaction_of(vm) != nullptr) {
-      ++it;
-      continue;
-    }
-    auto record = engine_->vms().find(vm);
-    const bool up = record != engine_->vms().end() && record->second.up();
-    Transaction tx;
-    tx.policy = p_.config.policy;
-    VmPart part;
-    part.vm = vm;
-    part.vm_class = p_.config.class_of_vm(vm)->name;
-    if (up) {
-      // Slurm takes the node for off and wants it fresh: what still runs there is of no use to
-      // anybody.
-      tx.kind = TxKind::kStop;
-      tx.cause = "resume of a node whose VM still runs";
-      part.at = Where::kSource;
-      part.from = record->second.host;
-      part.from_job = record->second.launcher_job;
-      ++it;
-    } else {
-      tx.kind = TxKind::kBoot;
-      tx.cause = "resume";
-      part.wanted = part.moving = true;
-      it = wanted_up_.erase(it);
-    }
-    tx.vms.push_back(std::move(part));
-    if (auto id = engine_->begin(std::move(tx)); !id) return fail(id.error());
-  }
+void Daemon::tell_slurm(std::function<Status(SlurmApi&, Deadline)> what) {
+  slurm_->post([this, what = std::move(what), deadline = Deadline::after(milliseconds(20'000))] {
+    if (Status status = what(*p_.slurm, deadline); !status) log_warning(status.error().message);
+  });
+}
+
+void Daemon::give_up_lost(const Decision& d) {
+  const std::uint32_t launcher = engine_->vms().at(d.node).launcher_job;
+  if (Status status = engine_->forget_vm(d.node, d.reason); !status) return fail(status.error());
+  tell_slurm([d, launcher](SlurmApi& slurm, Deadline by) {
+    Status down = slurm.set_node_down(d.node, d.reason, by);
+    if (launcher != 0) (void)slurm.cancel_job(launcher, by);
+    return down;
+  });
+}
+
+// A launcher ends with its VM, too: only a look at the host that began after the launcher was
+// missed tells which of the two it was.
+bool Daemon::launcher_is_lost(const Decision& d) {
+  const auto since = unheld_since_ns_.try_emplace(d.node, clock_->now_ns()).first->second;
+  const HostSeen& seen = hosts_seen_[d.host];
+  if (!seen.answered || seen.asked_ns <= since || seen.vms.count(d.node) == 0) return false;
+  log_warning(fmt::format("{} is drained: {}", d.host, d.reason));
+  tell_slurm(
+      [d](SlurmApi& slurm, Deadline by) { return slurm.set_node_drain(d.host, d.reason, by); });
+  return true;
 }
 
 void Daemon::ask_inventory() {

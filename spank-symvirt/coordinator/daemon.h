@@ -17,6 +17,7 @@
 #include "spank-symvirt/coordinator/event_readers.h"
 #include "spank-symvirt/coordinator/executor.h"
 #include "spank-symvirt/coordinator/loop.h"
+#include "spank-symvirt/coordinator/resume.h"
 #include "spank-symvirt/coordinator/slurm_api.h"
 #include "spank-symvirt/coordinator/views.h"
 #include "spank-symvirt/coordinator/watch.h"
@@ -55,6 +56,9 @@ class Daemon {
   View view() const;
   void on_snapshot(Snapshot snapshot);
   void carry_out(const Decisions& decisions);
+  void tell_slurm(std::function<Status(SlurmApi&, Deadline)> what);  // a failure is logged
+  void give_up_lost(const Decision& d);
+  bool launcher_is_lost(const Decision& d);
   void begin_wanted_boots();
   void ask_inventory();
   void observe(const Event& event, const Transaction& tx);
@@ -96,7 +100,7 @@ class Daemon {
   std::map<std::string, int> lost_looks_;
   std::map<std::string, std::int64_t> unheld_since_ns_;  // VM -> when its launcher was missed first
   std::map<std::string, std::int64_t> powered_down_ns_;
-  std::set<std::string> wanted_up_;
+  ResumeWishes wanted_up_;
   LiveProgress progress_;
   std::optional<Error> fatal_;
 

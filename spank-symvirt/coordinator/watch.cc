@@ -15,27 +15,9 @@ bool contains(const std::vector<std::string>& list, const std::string& item) {
   return std::find(list.begin(), list.end(), item) != list.end();
 }
 
-const NodeInfo* find_node(const View& view, const std::string& name) {
-  auto it = std::find_if(view.nodes->begin(), view.nodes->end(),
-                         [&](const NodeInfo& n) { return n.name == name; });
-  return it == view.nodes->end() ? nullptr : &*it;
-}
-
 bool leaving(const View& view, const std::string& host) {
-  const NodeInfo* node = find_node(view, host);
+  const NodeInfo* node = view.node(host);
   return node != nullptr && (node->drain || node->fail);
-}
-
-bool up(const View& view, const std::string& vm) {
-  auto it = view.vms->find(vm);
-  return it != view.vms->end() && it->second.up();
-}
-
-const Transaction* live_with(const View& view, const std::string& vm) {
-  for (const auto& [id, tx] : *view.transactions) {
-    if (!tx.ended() && tx.find(vm) != nullptr) return &tx;
-  }
-  return nullptr;
 }
 
 std::vector<const JobInfo*> jobs_on(const View& view, const std::string& vm) {
@@ -102,10 +84,10 @@ void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out,
   const std::string cause =
       kDrainCause + host.name + (host.reason.empty() ? "" : ": " + host.reason);
   for (const auto& [name, record] : *view.vms) {
-    if (record.host != host.name || handled.count(name) > 0 || live_with(view, name) != nullptr)
+    if (record.host != host.name || handled.count(name) > 0 || view.live_with(name) != nullptr)
       continue;
     const std::vector<const JobInfo*> jobs = jobs_on(view, name);
-    const NodeInfo* node = find_node(view, name);
+    const NodeInfo* node = view.node(name);
     if (jobs.empty()) {
       if (node != nullptr && node->idle && !node->powering_down && !node->powered_down &&
           !node->powering_up) {
@@ -206,16 +188,16 @@ void keep_capacity(const View& view, Decisions& out) {
     std::vector<const NodeInfo*> spare_nodes, ours_drained;
     int promised = 0;
     for (const std::string& vm : c.nodes) {
-      const NodeInfo* node = find_node(view, vm);
+      const NodeInfo* node = view.node(vm);
       if (node == nullptr) continue;
       if (node->drain) {
         if (node->reason.rfind(kNoHostReason, 0) == 0) ours_drained.push_back(node);
-        if (up(view, vm)) ++promised;
+        if (view.up(vm)) ++promised;
         continue;
       }
-      if (node->down && !up(view, vm)) continue;
+      if (node->down && !view.up(vm)) continue;
       ++promised;
-      if (jobs_on(view, vm).empty() && !up(view, vm) && live_with(view, vm) == nullptr &&
+      if (jobs_on(view, vm).empty() && !view.up(vm) && view.live_with(vm) == nullptr &&
           !node->allocated)
         spare_nodes.push_back(node);
     }
@@ -238,11 +220,11 @@ void keep_capacity(const View& view, Decisions& out) {
 void power_down_ghosts(const View& view, Decisions& out) {
   for (const ClassConfig& c : view.config->classes) {
     for (const std::string& vm : c.nodes) {
-      const NodeInfo* node = find_node(view, vm);
+      const NodeInfo* node = view.node(vm);
       if (node == nullptr || !node->idle || node->powered_down || node->powering_down ||
           node->powering_up)
         continue;
-      if (up(view, vm) || live_with(view, vm) != nullptr || !jobs_on(view, vm).empty()) continue;
+      if (view.up(vm) || view.live_with(vm) != nullptr || !jobs_on(view, vm).empty()) continue;
       out.list.push_back(
           {Decision::Kind::kPowerDown, {}, 0, vm, "symvirt: Slurm has it up, but its VM is off"});
     }
@@ -252,7 +234,7 @@ void power_down_ghosts(const View& view, Decisions& out) {
 void find_lost(const View& view, Decisions& out) {
   if (view.hosts == nullptr) return;
   for (const auto& [name, record] : *view.vms) {
-    if (!record.up() || live_with(view, name) != nullptr) continue;
+    if (!record.up() || view.live_with(name) != nullptr) continue;
     auto seen = view.hosts->find(record.host);
     if (seen == view.hosts->end() || !seen->second.answered || seen->second.vms.count(name) > 0)
       continue;
@@ -271,7 +253,7 @@ void find_lost(const View& view, Decisions& out) {
 // device to somebody else: the host is closed for new work and the drain moves the VM away.
 void find_lost_launchers(const View& view, Decisions& out) {
   for (const auto& [name, record] : *view.vms) {
-    if (!record.up() || record.launcher_job == 0 || live_with(view, name) != nullptr) continue;
+    if (!record.up() || record.launcher_job == 0 || view.live_with(name) != nullptr) continue;
     if (leaving(view, record.host)) continue;
     const bool held = std::any_of(view.jobs->begin(), view.jobs->end(), [&](const JobInfo& job) {
       return job.id == record.launcher_job && job.state != JobState::kEnded;
@@ -292,7 +274,7 @@ void give_back_parked(const View& view, Decisions& out) {
     if (tx.ended() || tx.phase != Phase::kLocate) continue;
     if (view.now_ns - tx.phase_begin_ns < tx.policy.park_ms * (kSecond / 1000)) continue;
     for (const VmPart& vm : tx.vms) {
-      const NodeInfo* node = find_node(view, vm.vm);
+      const NodeInfo* node = view.node(vm.vm);
       if (node == nullptr || node->down || vm.at != Where::kUnknown) continue;
       Decision d{Decision::Kind::kGiveBack};
       d.id = id;
@@ -305,6 +287,24 @@ void give_back_parked(const View& view, Decisions& out) {
 }
 
 }  // namespace
+
+const NodeInfo* View::node(const std::string& name) const {
+  auto it =
+      std::find_if(nodes->begin(), nodes->end(), [&](const NodeInfo& n) { return n.name == name; });
+  return it == nodes->end() ? nullptr : &*it;
+}
+
+bool View::up(const std::string& vm) const {
+  auto it = vms->find(vm);
+  return it != vms->end() && it->second.up();
+}
+
+const Transaction* View::live_with(const std::string& vm) const {
+  for (const auto& [id, tx] : *transactions) {
+    if (!tx.ended() && tx.find(vm) != nullptr) return &tx;
+  }
+  return nullptr;
+}
 
 Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving,
                                     const std::string& cause) {
@@ -343,9 +343,9 @@ Result<Transaction> plan_evacuation(const View& view, const std::set<std::string
   if (quiesce_ms > 0) tx.policy.quiesce_ms = quiesce_ms;
   std::int64_t largest_mib = 0;
   for (const std::string& name : set) {
-    if (!up(view, name))
+    if (!view.up(name))
       return Error{Code::kPrecondition, fmt::format("{} is not a running VM of ours", name)};
-    if (const Transaction* other = live_with(view, name)) {
+    if (const Transaction* other = view.live_with(name)) {
       return Error{Code::kPrecondition, fmt::format("{} is in transaction {} ({})", name, other->id,
                                                     name_of(other->phase))};
     }

@@ -33,6 +33,10 @@ struct View {
   const std::map<std::string, HostSeen>* hosts =
       nullptr;  // what each host said last; may be incomplete
   std::int64_t now_ns = 0;
+
+  const NodeInfo* node(const std::string& name) const;  // nullptr: Slurm does not know it
+  bool up(const std::string& vm) const;
+  const Transaction* live_with(const std::string& vm) const;
 };
 
 struct Decision {
