@@ -189,8 +189,12 @@ Result<json> Node::handle(const RpcRequest& request) {
   const std::string op = p.text_or("op", "");
   const std::string vm = p.name("vm");
   if (Status s = p.status(); !s) return s.error();
+  // Whoever works holds the VM's lock: a caller who does not read must not hold it longer.
+  auto offer = [&request](const json& news) {
+    if (request.offer) request.offer(news);
+  };
   const auto begun = std::chrono::steady_clock::now();
-  Result<json> result = operations_.run(op, request.deadline, progress, work);
+  Result<json> result = operations_.run(op, request.deadline, offer, work);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   if (result)

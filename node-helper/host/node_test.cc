@@ -291,6 +291,26 @@ TEST_F(NodeTest, TheSameOperationRunsOnce) {
   EXPECT_EQ(hypervisor_.count("migrate"), 1);
 }
 
+// A caller who does not read would hold the VM's lock.
+TEST_F(NodeTest, ProgressOfWhatHoldsALockIsOnlyOffered) {
+  hypervisor_.put("v1", {});
+  int offered = 0;
+  auto wait_for_reader = [](const json&) {
+    ADD_FAILURE() << "waits for the caller to read";
+    return true;
+  };
+  auto moved = node_->handle({"vm.migrate",
+                              {{"vm", "v1"}, {"to", "hv2"}, {"op", "1/migrate/v1/1"}},
+                              0,
+                              "test",
+                              Deadline::after(milliseconds(2000)),
+                              wait_for_reader,
+                              {},
+                              [&](const json&) { return ++offered > 0; }});
+  EXPECT_TRUE(moved);
+  EXPECT_GT(offered, 0);
+}
+
 TEST_F(NodeTest, AFailedOperationMayBeAskedForAgain) {
   hypervisor_.put("v1", {});
   hypervisor_.fail("migrate", {Code::kRefused, "no"});

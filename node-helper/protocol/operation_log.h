@@ -29,17 +29,26 @@ class OperationLog {
 
   explicit OperationLog(std::size_t kept = 1024) : kept_(kept) {}
 
-  // `progress` gets what `work` reports from now on, on the thread that does the work, and not
-  // after run() returned. kDeadline: it still runs.
+  // `progress` gets what `work` reports from now on, on the thread that does the work, without any
+  // lock of ours, and not after run() returned. It should not block: `work` and the other callers
+  // of this operation wait for it. kDeadline: it still runs.
   Result<nlohmann::json> run(const std::string& op, Deadline deadline, Progress progress,
                              const Work& work);
 
  private:
+  struct Listener {
+    Progress tell;
+    bool being_told = false;
+    bool left = false;
+  };
   struct Entry {
     std::mutex mutex;
-    std::condition_variable ended;
+    std::condition_variable changed;
     std::optional<Result<nlohmann::json>> result;
-    std::list<Progress> listeners;
+    std::list<std::shared_ptr<Listener>> listeners;
+
+    void tell_all(const nlohmann::json& news);
+    void leave(const std::shared_ptr<Listener>& listener, std::unique_lock<std::mutex>& lock);
   };
   const std::size_t kept_;
   std::mutex mutex_;

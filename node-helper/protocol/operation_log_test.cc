@@ -60,6 +60,70 @@ TEST(OperationLog, SecondCallersJoinAndHearProgress) {
   EXPECT_EQ(heard_second, 1);
 }
 
+// A caller who does not read what he is told must not keep the others waiting.
+TEST(OperationLog, AListenerThatBlocksHoldsNoLock) {
+  OperationLog log;
+  std::promise<void> begun, told, go;
+  auto go_future = go.get_future().share();
+  auto work = [&](const OperationLog::Progress& tell) -> Result<json> {
+    begun.set_value();
+    go_future.wait_for(milliseconds(300));
+    tell(json::object());
+    return json::object();
+  };
+  auto first = std::async(std::launch::async, [&] { return log.run("a", soon(), {}, work); });
+  begun.get_future().wait();
+  auto blocked = std::async(std::launch::async, [&] {
+    return log.run(
+        "a", soon(),
+        [&](const json&) {
+          told.set_value();
+          go_future.wait();
+        },
+        work);
+  });
+  told.get_future().wait();
+  auto others = std::async(std::launch::async, [&] {
+    EXPECT_EQ(log.run("a", Deadline::after(milliseconds(20)), {}, work).error().code,
+              Code::kDeadline);
+    EXPECT_TRUE(log.run("b", soon(), {}, [](const auto&) -> Result<json> { return json(); }));
+  });
+  EXPECT_EQ(others.wait_for(milliseconds(1000)), std::future_status::ready);
+  go.set_value();
+  EXPECT_TRUE(first.get());
+  EXPECT_TRUE(blocked.get());
+}
+
+// What a listener refers to is on its caller's stack.
+TEST(OperationLog, WhoLeavesIsNotToldAnyMore) {
+  OperationLog log;
+  std::promise<void> begun, told, go;
+  auto go_future = go.get_future().share();
+  auto work = [&](const OperationLog::Progress& tell) -> Result<json> {
+    begun.set_value();
+    while (go_future.wait_for(milliseconds(1)) != std::future_status::ready) tell(json::object());
+    return json::object();
+  };
+  auto first = std::async(std::launch::async, [&] { return log.run("a", soon(), {}, work); });
+  begun.get_future().wait();
+  for (int i = 0; i < 20; ++i) {
+    std::atomic<bool> here{true}, told_after{false};
+    auto joined = log.run(
+        "a", Deadline::after(milliseconds(5)),
+        [&](const json&) {
+          std::this_thread::sleep_for(milliseconds(3));
+          if (!here) told_after = true;
+        },
+        work);
+    here = false;
+    EXPECT_EQ(joined.error().code, Code::kDeadline);
+    std::this_thread::sleep_for(milliseconds(4));
+    EXPECT_FALSE(told_after);
+  }
+  go.set_value();
+  EXPECT_TRUE(first.get());
+}
+
 TEST(OperationLog, KeepsTheLast) {
   OperationLog log(2);
   int runs = 0;

@@ -27,7 +27,9 @@ namespace symvirt {
 
 using RpcProgress = std::function<void(const nlohmann::json&)>;
 
-// What a handler gets. `progress` returns false when the caller is gone.
+// What a handler gets. `progress` waits until the caller has taken it, at most Options::send, and
+// returns false when he is gone or did not. `offer` is for who holds a lock that others want: it
+// never waits, and a caller who does not read just misses this one.
 struct RpcRequest {
   std::string method;
   nlohmann::json params;
@@ -36,6 +38,7 @@ struct RpcRequest {
   Deadline deadline;
   std::function<bool(const nlohmann::json&)> progress;
   std::function<bool()> caller_gone;
+  std::function<bool(const nlohmann::json&)> offer;
 };
 
 using RpcHandler = std::function<Result<nlohmann::json>(const RpcRequest&)>;
@@ -59,6 +62,7 @@ class RpcServer {
     std::size_t small_body = 64u << 10;
     std::chrono::milliseconds first_frame{10'000};  // from accept to the end of the first frame
     std::chrono::milliseconds frame{30'000};        // from the first byte of a frame to its last
+    std::chrono::milliseconds send{20'000};         // a frame of ours that is not read: closed
     std::chrono::milliseconds idle{600'000}, idle_ordinary{60'000};  // between frames
     std::chrono::milliseconds longest_call{3'600'000};  // a deadline_ms beyond it is cut
   };

@@ -61,6 +61,7 @@ struct RpcServer::Connection {
   ConnectionRoom::Standing standing = ConnectionRoom::Standing::kUnknown;
   std::optional<Vouched> vouched;  // of the frame that is being read
   std::mutex send_mutex;
+  bool broken = false;  // half a frame is out: nothing can follow it
 };
 
 RpcServer::~RpcServer() { stop(); }
@@ -119,6 +120,13 @@ void RpcServer::admit(UniqueFd fd, const std::string& peer, std::uint32_t addres
   const int one = 1;
   setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   setsockopt(fd.get(), SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+  // A machine that lost its power says no good-bye: silence for about a minute and a half is one.
+  const int idle_s = 60, every_s = 10, times = 3;
+  setsockopt(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  setsockopt(fd.get(), IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof every_s);
+  setsockopt(fd.get(), IPPROTO_TCP, TCP_KEEPCNT, &times, sizeof times);
+  const unsigned unacknowledged_ms = 30'000;
+  setsockopt(fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof unacknowledged_ms);
   auto connection = std::make_shared<Connection>();
   connection->fd = std::move(fd);
   connection->peer = peer;
@@ -246,13 +254,23 @@ bool RpcServer::send(Connection& c, const Envelope& request, std::int64_t sequen
   }
   const std::string bytes = encode_frame(*frame);
   std::lock_guard lock(c.send_mutex);
-  for (std::size_t sent = 0; sent < bytes.size();) {
-    const ssize_t n = ::send(c.fd.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    sent += static_cast<std::size_t>(n);
+  const Deadline until = Deadline::after(options_.send);
+  for (std::size_t sent = 0; !c.broken && sent < bytes.size();) {
+    const ssize_t n =
+        ::send(c.fd.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) sent += static_cast<std::size_t>(n);
+    if (n > 0 || (n < 0 && errno == EINTR)) continue;
+    if (n < 0 && errno == EAGAIN && !until.expired()) {
+      pollfd fd{c.fd.get(), POLLOUT, 0};
+      poll(&fd, 1, static_cast<int>(until.left().count()));
+      continue;
+    }
+    if (n < 0 && errno == EAGAIN)
+      refusals_.warning(fmt::format("{}: closed: does not read what it is answered", c.peer));
+    c.broken = true;
+    shutdown(c.fd.get(), SHUT_RDWR);
   }
-  return true;
+  return !c.broken;
 }
 
 bool RpcServer::answer_one(Connection& c, const Frame& frame) {
@@ -289,22 +307,29 @@ bool RpcServer::answer_one(Connection& c, const Frame& frame) {
     return fail({Code::kInvalidArgument, "field deadline_ms is missing or not positive"});
   }
   std::int64_t sequence = 0;
-  RpcRequest request{
-      method,
-      *params,
-      caller.uid,
-      c.peer,
-      Deadline::after(std::min(std::chrono::milliseconds(std::min<std::int64_t>(
-                                   left->get<std::int64_t>(), 1'000'000'000)),
-                               options_.longest_call)),
-      [&](const json& progress) {
-        return send(c, caller.envelope, ++sequence,
-                    {{"jsonrpc", "2.0"}, {"method", "progress"}, {"params", progress}});
-      },
-      [&] {
-        pollfd fd{c.fd.get(), POLLRDHUP, 0};
-        return poll(&fd, 1, 0) > 0 && (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
-      }};
+  auto progress = [&](const json& news) {
+    return send(c, caller.envelope, ++sequence,
+                {{"jsonrpc", "2.0"}, {"method", "progress"}, {"params", news}});
+  };
+  RpcRequest request{method,
+                     *params,
+                     caller.uid,
+                     c.peer,
+                     Deadline::after(std::min(std::chrono::milliseconds(std::min<std::int64_t>(
+                                                  left->get<std::int64_t>(), 1'000'000'000)),
+                                              options_.longest_call)),
+                     progress,
+                     [&] {
+                       pollfd fd{c.fd.get(), POLLRDHUP, 0};
+                       return poll(&fd, 1, 0) > 0 &&
+                              (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+                     },
+                     [&](const json& news) {
+                       // Writable means that at least a third of the buffer is free: more than such
+                       // a frame.
+                       pollfd fd{c.fd.get(), POLLOUT, 0};
+                       return poll(&fd, 1, 0) > 0 && (fd.revents & POLLOUT) != 0 && progress(news);
+                     }};
   Result<json> result = found->second.handler(request);
   json reply = {{"jsonrpc", "2.0"}, {"id", id}};
   if (result)

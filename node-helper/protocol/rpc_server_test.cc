@@ -6,6 +6,9 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <atomic>
+#include <utility>
+
 #include "node-helper/protocol/rpc.h"
 #include "tests/fakes/fake_credentials.h"
 
@@ -64,6 +67,25 @@ class RpcServerTest : public testing::Test {
     server_->add("size", {anybody, [](const RpcRequest& r) -> Result<json> {
                             return json{{"bytes", r.params.dump().size()}};
                           }});
+    // Talks until nobody listens, or for a second; tells how long one word took at most.
+    auto talker = [this](auto say) {
+      return [this, say](const RpcRequest& r) -> Result<json> {
+        const json news = {{"x", std::string(4096, 'x')}};
+        const auto begun = Deadline::Clock::now();
+        for (auto now = begun; now < begun + std::chrono::seconds(1);) {
+          heard_ = (r.*say)(news);
+          const auto then = std::exchange(now, Deadline::Clock::now());
+          longest_ms_ = std::max<std::int64_t>(
+              longest_ms_, std::chrono::duration_cast<milliseconds>(now - then).count());
+          if (!heard_) ++missed_;
+          if (!heard_ && say == &RpcRequest::progress) break;
+        }
+        ended_ = true;
+        return json::object();
+      };
+    };
+    server_->add("talk", {anybody, talker(&RpcRequest::progress)});
+    server_->add("offer", {anybody, talker(&RpcRequest::offer)});
     ASSERT_TRUE(server_->start());
   }
   RpcClient client(Credentials& credentials) {
@@ -73,8 +95,9 @@ class RpcServerTest : public testing::Test {
                       .replier_allowed = [](uid_t) { return true; }},
                      credentials);
   }
-  std::string request(Credentials& credentials, const json& params = {{"deadline_ms", 1000}}) {
-    const json body = {{"jsonrpc", "2.0"}, {"id", 1}, {"method", "size"}, {"params", params}};
+  std::string request(Credentials& credentials, const json& params = {{"deadline_ms", 1000}},
+                      const char* method = "size") {
+    const json body = {{"jsonrpc", "2.0"}, {"id", 1}, {"method", method}, {"params", params}};
     return encode_frame(*seal(credentials, Envelope{"req", "hv1", new_nonce(), 0}, body.dump()));
   }
   static std::string header(std::uint32_t credential, std::uint32_t body) {
@@ -85,6 +108,14 @@ class RpcServerTest : public testing::Test {
     return bytes;
   }
 
+  void ends() {
+    for (int i = 0; i < 500 && !ended_; ++i) std::this_thread::sleep_for(milliseconds(10));
+    EXPECT_TRUE(ended_);
+  }
+
+  std::atomic<bool> heard_{true}, ended_{false};
+  std::atomic<int> missed_{0};
+  std::atomic<std::int64_t> longest_ms_{0};
   FakeCredentials server_credentials_, root_, user_{"key", 1000};
   std::unique_ptr<RpcServer> server_;
 };
@@ -153,6 +184,42 @@ TEST_F(RpcServerTest, LongBodiesAreTakenOnlyFromTheTrusted) {
   ASSERT_TRUE(bytes) << bytes.error().message;
   EXPECT_GT((*bytes)["bytes"], 1 << 20);
   EXPECT_TRUE(client(user_).call("size", {{"x", std::string(1 << 10, 'x')}}, soon()));
+}
+
+TEST_F(RpcServerTest, WhoDoesNotReadIsDropped) {
+  start({.send = milliseconds(200)});
+  Raw peer(server_->port());
+  ASSERT_TRUE(peer.send(request(root_, {{"deadline_ms", 60'000}}, "talk")));
+  ends();
+  EXPECT_FALSE(heard_);
+  EXPECT_GE(longest_ms_, 150);
+  EXPECT_TRUE(peer.until_closed(2000));
+  EXPECT_TRUE(client(root_).call("size", json::object(), soon()));
+}
+
+TEST_F(RpcServerTest, WhoHoldsALockDoesNotWaitForAReader) {
+  start({.send = milliseconds(3000)});
+  Raw peer(server_->port());
+  ASSERT_TRUE(peer.send(request(root_, {{"deadline_ms", 60'000}}, "offer")));
+  ends();
+  EXPECT_GT(missed_, 0);
+  EXPECT_LT(longest_ms_, 1500);
+  // Every frame that did go is whole, and the answer is the last of them.
+  FrameReader reader;
+  std::int64_t frames = 0;
+  json last;
+  char buffer[65536];
+  while (!last.contains("result")) {
+    const ssize_t n = recv(peer.fd(), buffer, sizeof buffer, 0);
+    ASSERT_GT(n, 0);
+    reader.append({buffer, static_cast<std::size_t>(n)});
+    for (auto frame = reader.next(); frame && *frame; frame = reader.next()) {
+      auto opened = unseal(root_, **frame, "rep", "hv1");
+      ASSERT_TRUE(opened) << opened.error().message;
+      EXPECT_EQ(opened->envelope.sequence, ++frames);
+      last = opened->body;
+    }
+  }
 }
 
 }  // namespace
