@@ -154,30 +154,18 @@ void Node::add_methods(RpcServer& server) {
     server.add(name, {allowed, [this](const RpcRequest& r) { return handle(r); }});
 }
 
-Status Node::check_generation(const json& params) {
-  if (!params.contains("gen")) return {};
-  Params p(params);
-  const std::int64_t gen = p.number("gen", 0, INT64_MAX);
-  if (Status s = p.status(); !s) return s;
-  return store_.update([&](NodeState& state) -> Status {
-    if (gen < state.generation) {
-      return Error{Code::kPrecondition,
-                   fmt::format("generation {} is old: a symvirtd of generation {} has been here; "
-                               "two of them must not run",
-                               gen, state.generation)};
-    }
-    state.generation = gen;
-    return {};
-  });
-}
-
 Result<json> Node::handle(const RpcRequest& request) {
   auto found = methods().find(request.method);
   if (found == methods().end())
     return Error{Code::kInvalidArgument, "unknown method " + request.method};
   const Method& method = found->second;
   if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
-  if (Status s = check_generation(request.params); !s) return s.error();
+  const json& params = request.params;
+  auto name = params.find("op");
+  // Before the generation is known: who waits with the same op must see both or none.
+  const OperationHold held(
+      *this, name != params.end() && name->is_string() ? name->get<std::string>() : "", params);
+  if (Status s = check_generation(request, method.changes); !s) return s.error();
   auto progress = [&request](const json& news) {
     if (request.progress) request.progress(news);
   };
@@ -358,9 +346,11 @@ Result<json> Node::guest_call(const RpcRequest& request, const OperationLog::Pro
   if (id.empty()) {
     id = fmt::format("{}/{}/{}", config_.host, getpid(), next_line_++);
   }
-  return guests_.call(vm, id, method, params, request.deadline, [this, &request] {
-    return stopping_ || (request.caller_gone && request.caller_gone());
+  auto result = guests_.call(vm, id, method, params, request.deadline, [this, &request] {
+    return stopping_ || (request.caller_gone && request.caller_gone()) || !still_current(request);
   });
+  if (Status s = still_current(request); !result && !s) return s.error();
+  return result;
 }
 
 void Node::reconcile() {

@@ -48,7 +48,7 @@ class Node {
   using Handler = Result<json> (Node::*)(const RpcRequest&, const OperationLog::Progress&);
   struct Method {
     Handler handler;
-    bool changes;  // looks at gen, and is run once for each op
+    bool changes;  // wants gen, and is run once for each op
   };
   static const std::map<std::string, Method>& methods();
 
@@ -72,7 +72,24 @@ class Node {
   Result<json> lease_wait(const RpcRequest&, const OperationLog::Progress&);
   Result<json> lease_open(const RpcRequest&, const OperationLog::Progress&);
 
-  Status check_generation(const json& params);
+  // node_generation.cc
+  Status check_generation(const RpcRequest& request, bool changes);
+  Status still_current(const json& params, std::int64_t newest) const;
+  Status still_current(const RpcRequest& request) const;
+  // The VM is this request's until the lock goes; its coordinator is still the newest one.
+  Result<std::unique_lock<TimedGate>> hold(const std::string& vm, const RpcRequest& request);
+  class OperationHold {
+   public:
+    OperationHold(Node& node, const std::string& op, const json& params);
+    ~OperationHold();
+    OperationHold(const OperationHold&) = delete;
+    OperationHold& operator=(const OperationHold&) = delete;
+
+   private:
+    Node& node_;
+    const std::string op_;
+    bool counted_ = false;
+  };
   json vm_to_json(const std::string& vm, const VmLook& look, const VmRecord& record) const;
   json device_to_json(const DeviceConfig& config, const PassthroughDevice& device) const;
   json devices_to_json(const NodeState& state, const std::map<std::string, VmLook>& looks) const;
@@ -135,6 +152,11 @@ class Node {
   std::map<std::string, LiveLease> leases_;
   std::uint64_t next_token_ = 1;
   std::map<std::string, std::shared_ptr<TimedGate>> locks_;
+  struct AskedFor {
+    std::int64_t generation = 0;  // highest of those who wait for it
+    int callers = 0;
+  };
+  std::map<std::string, AskedFor> asked_for_;  // by op
   std::deque<std::function<void()>> jobs_;
   std::thread worker_;
 };

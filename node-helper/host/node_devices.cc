@@ -165,6 +165,7 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
   const bool uses_memory = look->state != VmState::kAbsent && look->state != VmState::kShutoff;
   json devices = json::array();
   Status s = store_.update([&](NodeState& state) -> Status {
+    if (Status now = still_current(request.params, state.generation); !now) return now;
     if (memory > 0 && !uses_memory) {
       const std::int64_t room =
           available_memory_() - (config_.memory_reserve_mib << 20) - promised_memory(state, vm);
@@ -187,8 +188,8 @@ Result<json> Node::device_reserve(const RpcRequest& request, const OperationLog:
 
 Result<json> Node::device_release(const RpcRequest& request, const OperationLog::Progress&) {
   const std::string vm = request.params["vm"];
-  std::unique_lock lock(*vm_lock(vm), request.deadline.time());
-  if (!lock) return Error{Code::kDeadline, fmt::format("{}: another operation on it runs", vm)};
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = hypervisor_.look(vm, request.deadline);
   if (!look) return look.error();
   if (look->state != VmState::kAbsent && look->state != VmState::kShutoff) {
@@ -266,8 +267,8 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
 Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::Progress&) {
   const std::string vm = request.params["vm"];
   const Deadline deadline = request.deadline;
-  std::unique_lock lock(*vm_lock(vm), deadline.time());
-  if (!lock) return Error{Code::kDeadline, fmt::format("{}: another operation on it runs", vm)};
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = look_here(vm, deadline);
   if (!look) return look.error();
   std::vector<AttachedPart> parts = look->domain.parts;
@@ -357,8 +358,8 @@ Status Node::attach_slot(const std::string& vm, const Reservation& slot, int ind
 Result<json> Node::device_attach(const RpcRequest& request, const OperationLog::Progress&) {
   const std::string vm = request.params["vm"];
   const Deadline deadline = request.deadline;
-  std::unique_lock lock(*vm_lock(vm), deadline.time());
-  if (!lock) return Error{Code::kDeadline, fmt::format("{}: another operation on it runs", vm)};
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = look_here(vm, deadline);
   if (!look) return look.error();
   const VmRecord record = store_.vm(vm);

@@ -79,6 +79,7 @@ class NodeDevicesTest : public testing::Test {
   }
   Result<json> call(const std::string& method, json params) {
     params["vm"] = "v1";
+    params["gen"] = 1;
     return node_->handle({method,
                           std::move(params),
                           0,

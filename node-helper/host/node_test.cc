@@ -58,6 +58,7 @@ class NodeTest : public testing::Test {
   Result<json> call(const std::string& method, json params, int ms = 2000,
                     std::function<bool()> gone = {},
                     std::function<bool(const json&)> progress = {}) {
+    if (!params.contains("gen")) params["gen"] = 1;
     return node_->handle(
         {method, std::move(params), 0, "test", Deadline::after(milliseconds(ms)), progress, gone});
   }
@@ -155,6 +156,55 @@ TEST_F(NodeTest, AStaleCoordinatorIsRefusedAlsoAfterARestart) {
   restart();
   EXPECT_EQ(code_of("device.release", {{"vm", "v1"}, {"gen", 4}}), Code::kPrecondition);
   good("device.release", {{"vm", "v1"}, {"gen", 5}});
+}
+
+TEST_F(NodeTest, WhatChangesSomethingNamesItsCoordinator) {
+  hypervisor_.put("v1", {});
+  auto without = [&](const std::string& method, json params) {
+    params["vm"] = "v1";
+    return node_->handle(
+        {method, std::move(params), 0, "test", Deadline::after(milliseconds(300)), {}, {}});
+  };
+  for (const char* method :
+       {"device.reserve", "device.release", "device.detach", "device.attach", "vm.start", "vm.stop",
+        "vm.suspend", "vm.resume", "vm.migrate", "vm.migrate_abort", "guest.call"}) {
+    auto r = without(method, {{"method", "job.quiesce"}});
+    ASSERT_FALSE(r) << method;
+    EXPECT_EQ(r.error().code, Code::kInvalidArgument) << method;
+    EXPECT_THAT(r.error().message, HasSubstr("gen")) << method;
+  }
+  EXPECT_TRUE(without("vm.info", json::object()));
+  EXPECT_TRUE(without("host.info", json::object()));
+  EXPECT_NE(without("guest.call", {{"method", "guest.ping"}}).error().code, Code::kInvalidArgument);
+}
+
+// Both requests were good when they came; the older one has waited behind a third.
+TEST_F(NodeTest, AnOldCoordinatorsRequestDoesNotActAfterANewerOne) {
+  hypervisor_.put("v1", {.aliases = {"ua-symvirt-ib0-0"}, .stuck = {"ua-symvirt-ib0-0"}});
+  auto held = std::async(std::launch::async, [&] {
+    return call("device.detach", {{"vm", "v1"}, {"gen", 5}}, 700);
+  });
+  std::this_thread::sleep_for(milliseconds(100));
+  auto old = std::async(std::launch::async, [&] {
+    return call("vm.stop", {{"vm", "v1"}, {"mode", "destroy"}, {"gen", 5}, {"op", "1/stop/v1/1"}},
+                5000);
+  });
+  auto shared = std::async(std::launch::async, [&] {
+    return call("vm.suspend", {{"vm", "v1"}, {"gen", 5}, {"op", "1/suspend/v1/1"}}, 5000);
+  });
+  std::this_thread::sleep_for(milliseconds(100));
+  auto newer = std::async(std::launch::async, [&] {
+    return call("vm.suspend", {{"vm", "v1"}, {"gen", 6}, {"op", "1/suspend/v1/1"}}, 5000);
+  });
+  EXPECT_FALSE(held.get());
+  auto refused = old.get();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Code::kPrecondition);
+  EXPECT_THAT(refused.error().message, HasSubstr("generation 5 is old"));
+  EXPECT_TRUE(hypervisor_.exists("v1"));
+  EXPECT_TRUE(newer.get()) << "the same operation is the newer one's";
+  EXPECT_TRUE(shared.get());
+  EXPECT_EQ(hypervisor_.domain("v1").state, VmState::kPaused);
 }
 
 TEST_F(NodeTest, ReservationsAreExclusiveRepeatableAndDurable) {
@@ -300,7 +350,7 @@ TEST_F(NodeTest, ProgressOfWhatHoldsALockIsOnlyOffered) {
     return true;
   };
   auto moved = node_->handle({"vm.migrate",
-                              {{"vm", "v1"}, {"to", "hv2"}, {"op", "1/migrate/v1/1"}},
+                              {{"vm", "v1"}, {"to", "hv2"}, {"gen", 1}, {"op", "1/migrate/v1/1"}},
                               0,
                               "test",
                               Deadline::after(milliseconds(2000)),
@@ -404,6 +454,16 @@ TEST_F(NodeGuestTest, ALineIsRepeatedOverANewPort) {
   auto result = answer.get();
   EXPECT_TRUE(result) << result.error().message;
   EXPECT_EQ(hypervisor_.count("open_channel"), 2);
+}
+
+TEST_F(NodeGuestTest, AnOldCoordinatorsLineIsNotRepeated) {
+  auto answer = std::async(std::launch::async, [&] {
+    return call("guest.call", {{"vm", "v1"}, {"method", "silent"}, {"gen", 5}}, 5000);
+  });
+  while (lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
+  good("device.release", {{"vm", "v2"}, {"gen", 6}});
+  auto refused = answer.get();
+  EXPECT_EQ(refused.error().code, Code::kPrecondition) << refused.error().message;
 }
 
 TEST_F(NodeGuestTest, SeveralCallersOfOneIdGetOneAnswer) {

@@ -22,10 +22,6 @@ constexpr milliseconds kDestroyMargin{
     5'000};  // of a shutdown's time, kept for the way without the guest
 constexpr milliseconds kAskAgain{5'000};
 
-Error busy(const std::string& vm) {
-  return Error{Code::kDeadline, fmt::format("{}: another operation on it runs", vm)};
-}
-
 bool gone(const VmLook& look) {
   return look.state == VmState::kAbsent || look.state == VmState::kShutoff;
 }
@@ -91,8 +87,8 @@ Result<json> Node::vm_start(const RpcRequest& request, const OperationLog::Progr
     return Error{Code::kInvalidArgument,
                  fmt::format("field xml: its name is {}, not {}", asked->name, vm)};
   const Deadline deadline = request.deadline;
-  std::unique_lock lock(*vm_lock(vm), deadline.time());
-  if (!lock) return busy(vm);
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = hypervisor_.look(vm, deadline);
   if (!look) return look.error();
   const VmRecord record = store_.vm(vm);
@@ -160,8 +156,8 @@ Result<json> Node::vm_stop(const RpcRequest& request, const OperationLog::Progre
   if (mode != "shutdown" && mode != "destroy")
     return Error{Code::kInvalidArgument, "field mode must be shutdown or destroy"};
   const Deadline deadline = request.deadline;
-  std::unique_lock lock(*vm_lock(vm), deadline.time());
-  if (!lock) return busy(vm);
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = hypervisor_.look(vm, deadline);
   if (!look) return look.error();
   if (only_incoming && look->state != VmState::kIncoming) return json::object();
@@ -209,8 +205,8 @@ Result<json> Node::vm_stop(const RpcRequest& request, const OperationLog::Progre
 
 Result<json> Node::vm_suspend(const RpcRequest& request, const OperationLog::Progress&) {
   const std::string vm = request.params["vm"];
-  std::unique_lock lock(*vm_lock(vm), request.deadline.time());
-  if (!lock) return busy(vm);
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = look_here(vm, request.deadline);
   if (!look) return look.error();
   if (look->state == VmState::kPaused) return json::object();
@@ -221,8 +217,8 @@ Result<json> Node::vm_suspend(const RpcRequest& request, const OperationLog::Pro
 
 Result<json> Node::vm_resume(const RpcRequest& request, const OperationLog::Progress&) {
   const std::string vm = request.params["vm"];
-  std::unique_lock lock(*vm_lock(vm), request.deadline.time());
-  if (!lock) return busy(vm);
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = look_here(vm, request.deadline);
   if (!look) return look.error();
   if (look->state == VmState::kRunning) return json::object();
@@ -242,8 +238,8 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
   if (Status s = p.status(); !s) return s.error();
   if (args.to == config_.host)
     return Error{Code::kInvalidArgument, fmt::format("field to: {} is this host", args.to)};
-  std::unique_lock lock(*vm_lock(vm), request.deadline.time());
-  if (!lock) return busy(vm);
+  auto lock = hold(vm, request);
+  if (!lock) return lock.error();
   auto look = look_here(vm, request.deadline);
   if (!look) return look.error();
   std::string holds;
@@ -294,6 +290,7 @@ Result<json> Node::vm_migrate_abort(const RpcRequest& request, const OperationLo
   if (gone(*look) || look->state == VmState::kIncoming)
     return Error{Code::kPrecondition, fmt::format("{}: has left {}", vm, config_.host)};
   if (look->migrating) {
+    if (Status s = still_current(request); !s) return s.error().with(vm);
     Status s = hypervisor_.abort_migration(vm, request.deadline);
     if (!s && s.error().code != Code::kPrecondition) return s.error();
   }

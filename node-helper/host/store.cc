@@ -130,6 +130,7 @@ Status Store::load() {
   std::lock_guard lock(mutex_);
   if (state) {
     state_ = std::move(*state);
+    generation_ = state_.generation;
     return {};
   }
   const std::string aside = fmt::format("{}.bad-{}", path, std::time(nullptr));
@@ -158,6 +159,7 @@ Status Store::update(const std::function<Status(NodeState&)>& change) {
   if (next == state_) return {};
   if (Status s = write(next); !s) return s;
   state_ = std::move(next);
+  generation_ = state_.generation;
   return {};
 }
 

@@ -8,6 +8,7 @@
 // | state.json.bad-<time>        | could not be read at a start; noded began without it |
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -54,6 +55,7 @@ class Store {
 
   Status load();
   NodeState get() const;
+  std::int64_t generation() const { return generation_; }  // does not wait for a write
   VmRecord vm(const std::string& vm) const;
   // Changes and writes; on failure nothing has changed. An error that `change` returns is passed
   // on.
@@ -64,6 +66,7 @@ class Store {
   const std::string directory_;
   mutable std::mutex mutex_;
   NodeState state_;
+  std::atomic<std::int64_t> generation_{0};  // as in state_
 };
 
 std::string state_to_text(const NodeState& state);

@@ -28,8 +28,10 @@ trap restore EXIT
 RPC_CALL=$MC_DIR/lib/rpc_call
 install -m 755 "$BUILD/node-helper/protocol/rpc_call" "$RPC_CALL"
 
+# We are the coordinator of these hosts, as far as they can tell: of the generation that they have seen last.
+gen=$(for h in hv1 hv2 hv3; do ctl "$RPC_CALL" $h 6821 host.info '{}'; done | jq -s 'map(.generation) | max')
 # rpc HOST METHOD JSON [SECONDS]: prints the result; progress and errors go to stderr.
-rpc() { ctl "$RPC_CALL" "$1" 6821 "$2" "$3" "${4:-20}"; }
+rpc() { ctl "$RPC_CALL" "$1" 6821 "$2" "$(jq -c --argjson gen "$gen" '{gen: $gen} + .' <<<"$3")" "${4:-20}"; }
 refused() { # refused CODE HOST METHOD JSON [SECONDS]
   local code=$1 # a pattern
   shift
@@ -52,6 +54,10 @@ assert_match 'PERMISSION|Invalid credential' "$REFUSAL"
 assert_refused "$MC" exec --user mpiuser ctl "$RPC_CALL" hv1 6821 host.info '{}' 5
 assert_match PERMISSION "$REFUSAL"
 on hv1 grep -q 'refused:.*uid 2000' /var/log/symvirt-noded.out || fail "the refusal is not in the log"
+
+say "only what a coordinator signs with its generation changes anything"
+assert_refused ctl "$RPC_CALL" hv1 6821 vm.stop "{\"vm\":\"$vm\",\"mode\":\"destroy\"}" 5
+assert_match 'INVALID_ARGUMENT.*gen' "$REFUSAL"
 
 say "a VM with a device"
 base=$(sed -n "s|.*<kernel>\(.*\)/vmlinux</kernel>.*|\1|p" "$MC_DIR/etc/symvirt/classes/standard.xml")/base.qcow2

@@ -136,6 +136,9 @@ Result<json> FakeSite::handle(Host& host, const RpcRequest& request) {
   const std::string& m = request.method;
   {
     std::lock_guard lock(mutex_);
+    if (!request.params.contains("gen") && m != "host.info" && m != "vm.info" &&
+        !m.starts_with("lease."))
+      return Error{Code::kInvalidArgument, "field gen is missing"};
     const std::int64_t generation = request.params.value("gen", host.generation);
     if (generation < host.generation) return Error{Code::kPrecondition, "generation is old"};
     host.generation = generation;

@@ -60,6 +60,7 @@ void FakeWorld::call(const std::string& host, const std::string& method, json pa
 Result<json> FakeWorld::perform(const std::string& host, const std::string& method,
                                 const json& params) {
   FakeHost& h = hosts[host];
+  if (!params.contains("gen")) return Error{Code::kInvalidArgument, "field gen is missing"};
   const std::int64_t gen = params.value("gen", std::int64_t{0});
   if (gen < h.generation) return Error{Code::kPrecondition, "stale generation"};
   h.generation = gen;

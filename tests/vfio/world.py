@@ -239,7 +239,8 @@ class World:
             if process.poll() is not None:
                 with open(f"{self.work}/qemu-{name}.out", encoding="utf-8", errors="replace") as out:
                     raise Failed(f"host {name} has ended: {out.read().strip()}")
-        done = subprocess.run([f"{self.build}/node-helper/protocol/rpc_call", host, str(NODED_PORT), method, json.dumps(params or {}),
+        params = {"gen": 1, **(params or {})}  # no symvirtd has ever been here
+        done = subprocess.run([f"{self.build}/node-helper/protocol/rpc_call", host, str(NODED_PORT), method, json.dumps(params),
                                str(seconds)], capture_output=True, text=True, timeout=seconds + 20, check=False)
         if done.returncode != 0:
             raise Refused(done.stderr.strip().splitlines()[-1])
