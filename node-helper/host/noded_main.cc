@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "common/file_limit.h"
 #include "common/log.h"
 #include "node-helper/host/config.h"
 #include "node-helper/host/libvirt.h"
@@ -84,6 +85,7 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  raise_file_limit();
   const int rc = host::run(*config, signals);
   // Static objects may be in use by threads that hang in libvirt.
   fflush(nullptr);

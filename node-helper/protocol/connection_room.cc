@@ -40,6 +40,12 @@ ConnectionRoom::Admission ConnectionRoom::admit(Id id, std::uint32_t address) {
   return {true, victim};
 }
 
+std::optional<ConnectionRoom::Id> ConnectionRoom::evict() {
+  const auto victim = longest_silent(nullptr);
+  if (victim) entries_.erase(*victim);
+  return victim;
+}
+
 void ConnectionRoom::heard(Id id) {
   if (auto it = entries_.find(id); it != entries_.end()) it->second.heard = true;
 }

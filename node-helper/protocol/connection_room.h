@@ -36,6 +36,8 @@ class ConnectionRoom {
   explicit ConnectionRoom(Limits limits) : limits_(limits) {}
 
   Admission admit(Id id, std::uint32_t address);
+  // The longest silent of all strangers, when none can be admitted for want of something else.
+  std::optional<Id> evict();
   // A whole frame has come: it is not evicted while that is looked at, which takes munged.
   void heard(Id id);
   // Never down: a connection may carry several users' calls. False: no place of that kind.

@@ -79,6 +79,7 @@ class RpcServer {
  private:
   struct Connection;
   void accept_loop();
+  void make_room(const char* why);
   void admit(UniqueFd fd, const std::string& peer, std::uint32_t address);
   void serve(std::shared_ptr<Connection> connection);
   Deadline patience(const Connection& connection);
@@ -141,8 +142,9 @@ class RpcClient {
 };
 
 // Many calls to many hosts at once. A call that waits holds a thread of the pool (256 KiB of stack)
-// and a connection; connections are kept for the next call to that host. `done` runs on the pool's
-// threads, exactly once a call, also when the pool is destroyed.
+// and a connection; connections are kept for the next call to that host, the longest unused one is
+// closed when there are too many. `done` runs on the pool's threads, exactly once a call, also when
+// the pool is destroyed.
 class RpcPool {
  public:
   using Done = std::function<void(Result<nlohmann::json>)>;
@@ -153,6 +155,7 @@ class RpcPool {
     std::map<std::string, int> ports;  // host -> port, where it is not `port` (simulations)
     std::function<bool(uid_t)> replier_allowed = [](uid_t uid) { return uid == 0; };
     std::size_t max_threads = 512;
+    std::size_t max_spare = 4096;  // connections kept that nobody uses
   };
   RpcPool(Options options, Credentials& credentials);
   ~RpcPool();
@@ -170,13 +173,22 @@ class RpcPool {
   };
   void work();
   std::unique_ptr<RpcClient> take_client(const std::string& host);
+  // What has to be closed for it, for the caller to do without the lock.
+  std::unique_ptr<RpcClient> keep_client(const std::string& host,
+                                         std::unique_ptr<RpcClient> client);
 
   Options options_;
   Credentials& credentials_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> queue_;
-  std::map<std::string, std::vector<std::unique_ptr<RpcClient>>> spare_;
+  struct Spare {
+    std::uint64_t age;
+    std::unique_ptr<RpcClient> client;
+  };
+  std::map<std::string, std::vector<Spare>> spare_;  // the last used one at the end
+  std::map<std::uint64_t, std::string> spare_ages_;  // smaller: unused for longer
+  std::uint64_t next_age_ = 1;
   std::map<RpcClient*, bool> busy_;
   std::vector<std::thread> threads_;
   std::size_t waiting_ = 0;

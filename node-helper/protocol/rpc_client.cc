@@ -193,10 +193,11 @@ void RpcPool::call(const std::string& host, const std::string& method, json para
 }
 
 std::unique_ptr<RpcClient> RpcPool::take_client(const std::string& host) {
-  auto& spare = spare_[host];
-  if (!spare.empty()) {
-    std::unique_ptr<RpcClient> client = std::move(spare.back());
-    spare.pop_back();
+  if (auto it = spare_.find(host); it != spare_.end()) {
+    std::unique_ptr<RpcClient> client = std::move(it->second.back().client);
+    spare_ages_.erase(it->second.back().age);
+    it->second.pop_back();
+    if (it->second.empty()) spare_.erase(it);
     return client;
   }
   RpcClient::Options options;
@@ -209,9 +210,26 @@ std::unique_ptr<RpcClient> RpcPool::take_client(const std::string& host) {
   return std::make_unique<RpcClient>(std::move(options), credentials_);
 }
 
+std::unique_ptr<RpcClient> RpcPool::keep_client(const std::string& host,
+                                                std::unique_ptr<RpcClient> client) {
+  constexpr std::size_t kOfOneHost = 4;
+  std::vector<Spare>& mine = spare_[host];
+  if (mine.size() >= kOfOneHost || options_.max_spare == 0) return client;
+  const std::uint64_t age = next_age_++;
+  mine.push_back({age, std::move(client)});
+  spare_ages_[age] = host;
+  if (spare_ages_.size() <= options_.max_spare) return nullptr;
+  const auto oldest = spare_.find(spare_ages_.begin()->second);
+  spare_ages_.erase(spare_ages_.begin());
+  std::unique_ptr<RpcClient> dropped = std::move(oldest->second.front().client);
+  oldest->second.erase(oldest->second.begin());
+  if (oldest->second.empty()) spare_.erase(oldest);
+  return dropped;
+}
+
 void RpcPool::work() {
-  std::unique_lock lock(mutex_);
   for (;;) {
+    std::unique_lock lock(mutex_);
     ++waiting_;
     wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     --waiting_;
@@ -226,8 +244,8 @@ void RpcPool::work() {
     job.done(std::move(result));
     lock.lock();
     busy_.erase(client.get());
-    auto& spare = spare_[job.host];
-    if (spare.size() < 4) spare.push_back(std::move(client));
+    const std::unique_ptr<RpcClient> dropped = keep_client(job.host, std::move(client));
+    lock.unlock();
   }
 }
 

@@ -111,9 +111,29 @@ void RpcServer::accept_loop() {
     socklen_t size = sizeof address;
     UniqueFd fd(
         accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC));
+    if (!fd && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
+      make_room(std::strerror(errno));
+      continue;
+    }
     if (!fd) continue;
     admit(std::move(fd), name_of_peer(address), address.sin_addr.s_addr);
   }
+}
+
+// The connection that could not be accepted stays in the queue, and poll says so at once: the
+// longest silent stranger goes, and then we rest.
+void RpcServer::make_room(const char* why) {
+  {
+    std::lock_guard lock(mutex_);
+    refusals_.warning(
+        fmt::format("cannot accept connections: {}; {} are open", why, connections_.size()));
+    if (const auto id = room_.evict()) {
+      if (auto it = connections_.find(*id); it != connections_.end())
+        shutdown(it->second->fd.get(), SHUT_RDWR);
+    }
+  }
+  pollfd stop{stop_event_.get(), POLLIN, 0};
+  poll(&stop, 1, 100);
 }
 
 void RpcServer::admit(UniqueFd fd, const std::string& peer, std::uint32_t address) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <atomic>
@@ -25,7 +26,8 @@ Deadline soon() { return Deadline::after(milliseconds(5000)); }
 // A connection without a client behind it.
 class Raw {
  public:
-  explicit Raw(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  explicit Raw(int port) : Raw(port, UniqueFd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0))) {}
+  Raw(int port, UniqueFd fd) : fd_(std::move(fd)) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
@@ -184,6 +186,38 @@ TEST_F(RpcServerTest, LongBodiesAreTakenOnlyFromTheTrusted) {
   ASSERT_TRUE(bytes) << bytes.error().message;
   EXPECT_GT((*bytes)["bytes"], 1 << 20);
   EXPECT_TRUE(client(user_).call("size", {{"x", std::string(1 << 10, 'x')}}, soon()));
+}
+
+double cpu_seconds() {
+  rusage u{};
+  getrusage(RUSAGE_SELF, &u);
+  auto s = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
+  return s(u.ru_utime) + s(u.ru_stime);
+}
+
+// The connection that cannot be accepted stays readable: without a rest, that is a processor.
+TEST_F(RpcServerTest, WithoutDescriptorsItRestsAndRecovers) {
+  start({});
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  UniqueFd waiting(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  rlimit none = before;
+  {
+    const UniqueFd next(dup(waiting.get()));
+    none.rlim_cur = static_cast<rlim_t>(next.get());
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  Raw peer(server_->port(), std::move(waiting));
+  const double cpu = cpu_seconds();
+  std::this_thread::sleep_for(milliseconds(500));
+  const double used = cpu_seconds() - cpu;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_LT(used, 0.1);
+  ASSERT_TRUE(peer.send(request(root_)));
+  pollfd p{peer.fd(), POLLIN, 0};
+  EXPECT_EQ(poll(&p, 1, 5000), 1) << "no answer when there are descriptors again";
 }
 
 TEST_F(RpcServerTest, WhoDoesNotReadIsDropped) {

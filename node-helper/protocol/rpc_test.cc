@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <filesystem>
 #include <future>
 
 #include "tests/fakes/fake_credentials.h"
@@ -17,6 +18,11 @@ using nlohmann::json;
 using std::chrono::milliseconds;
 
 Deadline soon() { return Deadline::after(milliseconds(2000)); }
+
+std::size_t open_files() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
 
 class Rpc : public testing::Test {
  protected:
@@ -147,6 +153,43 @@ TEST_F(Rpc, PoolAnswersEveryCallOnce) {
   }
   EXPECT_EQ(good, 100);
   EXPECT_EQ(bad, 100);
+}
+
+TEST_F(Rpc, PoolKeepsTheLastUsedConnections) {
+  const std::size_t before = open_files();
+  std::map<std::string, std::string> addresses;
+  std::map<std::string, int> ports;
+  std::vector<std::unique_ptr<RpcServer>> servers;
+  FakeCredentials there;
+  for (int i = 0; i < 6; ++i) {
+    const std::string host = "h" + std::to_string(i);
+    servers.push_back(std::make_unique<RpcServer>(
+        RpcServer::Options{.host = host, .address = "127.0.0.1"}, there));
+    servers.back()->add("peer", {[](uid_t) { return true; },
+                                 [](const RpcRequest& r) -> Result<json> { return json(r.peer); }});
+    ASSERT_TRUE(servers.back()->start());
+    addresses[host] = "127.0.0.1";
+    ports[host] = servers.back()->port();
+  }
+  const std::size_t listening = open_files();
+  RpcPool pool({.addresses = addresses, .ports = ports, .max_threads = 1, .max_spare = 2},
+               client_credentials_);
+  auto peer_of = [&](int host) {
+    std::promise<std::string> said;
+    pool.call("h" + std::to_string(host), "peer", json::object(), milliseconds(5000), {},
+              [&](Result<json> r) { said.set_value(r ? r->get<std::string>() : "failed"); });
+    return said.get_future().get();
+  };
+  std::map<int, std::string> first;
+  for (int i = 0; i < 6; ++i) first[i] = peer_of(i);
+  EXPECT_EQ(peer_of(4), first[4]) << "still connected";
+  EXPECT_EQ(peer_of(5), first[5]);
+  EXPECT_NE(peer_of(0), first[0]) << "was closed";
+  EXPECT_EQ(peer_of(5), first[5]);
+  EXPECT_NE(peer_of(4), first[4]) << "was the longest unused one";
+  // Both ends of three at most: two kept, one that its server has not seen closed yet.
+  EXPECT_LE(open_files(), listening + 6);
+  EXPECT_LT(before, listening);
 }
 
 TEST_F(Rpc, PoolThatIsDestroyedEndsItsCalls) {

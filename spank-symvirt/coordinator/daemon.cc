@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/file_limit.h"
 #include "common/log.h"
 #include "common/subprocess.h"
 #include "spank-symvirt/coordinator/json_access.h"
@@ -141,6 +142,7 @@ Daemon::Daemon(Parts parts) : p_(std::move(parts)) {
   RpcPool::Options pool;
   pool.port = p_.config.noded_port;
   pool.addresses = p_.config.host_addresses;
+  pool.max_spare = std::min(pool.max_spare, file_limit() / 4);
   pool.replier_allowed = [this](uid_t uid) { return is_admin(uid); };
   pool_ = std::make_unique<RpcPool>(std::move(pool), *p_.credentials);
   hypervisor_ = std::make_unique<Hosts>(*pool_);

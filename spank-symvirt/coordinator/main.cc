@@ -8,6 +8,7 @@
 #include <iostream>
 #include <thread>
 
+#include "common/file_limit.h"
 #include "common/log.h"
 #include "spank-symvirt/coordinator/daemon.h"
 #include "spank-symvirt/coordinator/journal_sqlite.h"
@@ -55,6 +56,9 @@ int main(int argc, char** argv) {
   if (!journal) return complain(journal.error());
 
   signal(SIGPIPE, SIG_IGN);
+  if (const std::size_t files = raise_file_limit(); files < kDaemonFiles)
+    log_info(
+        fmt::format("may open {} files; {} are better for a large cluster", files, kDaemonFiles));
   sigset_t stop_signals;
   sigemptyset(&stop_signals);
   sigaddset(&stop_signals, SIGTERM);

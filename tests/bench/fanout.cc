@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <fstream>
 
+#include "common/file_limit.h"
 #include "tests/fakes/fake_credentials.h"
 #include "tests/fakes/fake_noded.h"
 
@@ -78,6 +79,7 @@ int measure(int hosts, Credentials& here, Credentials& there, const char* kind, 
   options.ports = site.ports();
   options.addresses = site.addresses();
   options.max_threads = static_cast<std::size_t>(threads);
+  options.max_spare = std::min(options.max_spare, file_limit() / 4);
   options.replier_allowed = [](uid_t) { return true; };
   RpcPool pool(options, here);
   const double cpu = cpu_seconds();
@@ -114,10 +116,7 @@ int main(int argc, char** argv) {
                  "Use the munged that listens there; default: a stand-in without munged");
   app.add_option("--threads", threads, "Threads of the pool");
   CLI11_PARSE(app, argc, argv);
-  rlimit files{};
-  getrlimit(RLIMIT_NOFILE, &files);
-  files.rlim_cur = files.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &files);
+  raise_file_limit();  // as symvirtd does, and no further
   int rc = 0;
   for (int n : sizes) {
     if (socket.empty()) {
