@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr milliseconds kRepeatAfter{3'000};   // a line without answer is sent again
+constexpr milliseconds kResendAfter{200};     // at most so often for a guest that says hello
 constexpr milliseconds kOpenAgainAfter{200};  // a port that could not be opened
 constexpr milliseconds kOpenWithin{5'000};
 
@@ -29,20 +30,27 @@ struct GuestLink::Port {
   bool opening = false;
   bool left = false;
   bool heard = false;  // of guestd, since the port was opened
+  bool resend = false;
   Clock::time_point next_open{};
   Clock::time_point last_sent{};
   LineBuffer input;
   std::map<std::string, Line> lines;
 
-  void send_pending() {
+  // end: ends whatever half line was there before. An empty one asks for a hello, so that it must
+  // not be what answers a hello.
+  void send_pending(const char* end = "\n") {
+    resend = false;
     if (!channel) return;
-    std::string all = "\n";  // whatever half line was there before ends here
+    std::string all;
     for (const auto& [id, line] : lines) {
       if (!line.answer) all += line.text + "\n";
     }
     last_sent = Clock::now();
-    if (all.size() > 1) channel->send(all);
+    if (!all.empty()) channel->send(end + all);
   }
+
+  // A guest is not believed to be new as often as it says so.
+  bool may_resend() const { return resend && Clock::now() - last_sent >= kResendAfter; }
 
   void on_line(const std::string& text) {
     if (nested_too_deeply(text)) return;
@@ -51,7 +59,8 @@ struct GuestLink::Port {
     heard = true;
     if (message.contains("event")) {
       // guestd is new here: it knows nothing of what the one before it was asked.
-      if (message["event"] == "hello") send_pending();
+      resend |= message["event"] == "hello";
+      if (may_resend()) send_pending(" \n");
       return;
     }
     auto id = message.find("id");
@@ -178,6 +187,7 @@ Status GuestLink::wait_step(const std::string& vm, const PortPtr& port, Line& li
   std::unique_lock lock(port->mutex);
   if (line.answer || port->left) return {};
   const bool should_open = !port->channel && !port->opening && Clock::now() >= port->next_open;
+  if (port->may_resend()) port->send_pending(" \n");
   const bool should_repeat = port->channel && Clock::now() - port->last_sent >= kRepeatAfter;
   if (should_open) port->opening = true;
   if (should_open || should_repeat) {

@@ -61,7 +61,8 @@ struct MigrateStats {
 class ByteChannel {
  public:
   virtual ~ByteChannel() = default;
-  virtual void send(const std::string& bytes) = 0;  // queues; never blocks
+  // Queues; never blocks. What nobody reads is dropped at some point: whole calls of send().
+  virtual void send(const std::string& bytes) = 0;
 };
 
 class Hypervisor {

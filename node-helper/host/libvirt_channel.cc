@@ -3,18 +3,21 @@
 
 #include <thread>
 
+#include "common/line_buffer.h"
 #include "common/log.h"
 #include "node-helper/host/libvirt_internal.h"
+#include "node-helper/host/out_queue.h"
 
 namespace symvirt::host {
 namespace {
 
+constexpr std::size_t kMostQueued = 2 * kMaxLineBytes;
 constexpr int kRead = VIR_STREAM_EVENT_READABLE | VIR_STREAM_EVENT_HANGUP | VIR_STREAM_EVENT_ERROR;
 
 struct Port {
   std::mutex mutex;  // not held while libvirt calls back, nor while we do
   Stream stream;
-  std::string out;
+  OutQueue out{kMostQueued};
   bool closed = false;
   std::function<void(std::string_view)> on_data;
   std::function<void()> on_close;
@@ -24,11 +27,11 @@ struct Port {
 bool flush(Port& port, virStreamPtr stream) {
   std::lock_guard lock(port.mutex);
   while (!port.out.empty()) {
-    const std::size_t chunk = std::min<std::size_t>(port.out.size(), 256 * 1024);
-    const int n = virStreamSend(stream, port.out.data(), chunk);
+    const std::string_view chunk = port.out.front(256 * 1024);
+    const int n = virStreamSend(stream, chunk.data(), chunk.size());
     if (n == -2) return true;
     if (n < 0) return false;
-    port.out.erase(0, static_cast<std::size_t>(n));
+    port.out.pop(static_cast<std::size_t>(n));
   }
   virStreamEventUpdateCallback(stream, kRead);
   return true;
@@ -83,7 +86,11 @@ class LibvirtChannel : public ByteChannel {
   void send(const std::string& bytes) override {
     std::lock_guard lock(port_->mutex);
     if (port_->closed) return;
-    port_->out += bytes;
+    if (!port_->out.push(bytes)) {
+      log_debug(fmt::format("guest port: {} bytes are not read; {} dropped", port_->out.size(),
+                            bytes.size()));
+      return;
+    }
     virStreamEventUpdateCallback(port_->stream.get(), kRead | VIR_STREAM_EVENT_WRITABLE);
   }
 

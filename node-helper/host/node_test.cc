@@ -456,6 +456,22 @@ TEST_F(NodeGuestTest, ALineIsRepeatedOverANewPort) {
   EXPECT_EQ(hypervisor_.count("open_channel"), 2);
 }
 
+// A guest, whoever writes to its port, can say hello as often as it likes.
+TEST_F(NodeGuestTest, AGuestThatAlwaysSaysHelloIsNotToldAsOften) {
+  std::atomic<int> empty{0};
+  hypervisor_.guest = [&](const std::string& line) {
+    if (line.find("method") == std::string::npos)
+      ++empty;
+    else
+      ++lines_;
+    return std::string(R"({"event":"hello"})");
+  };
+  EXPECT_FALSE(call("guest.call", guest("echo", "1/q/v1/1"), 1100));
+  EXPECT_GE(lines_, 3) << "it may be new, and is asked again";
+  EXPECT_LE(lines_, 8);
+  EXPECT_LE(empty, 8);
+}
+
 TEST_F(NodeGuestTest, AnOldCoordinatorsLineIsNotRepeated) {
   auto answer = std::async(std::launch::async, [&] {
     return call("guest.call", {{"vm", "v1"}, {"method", "silent"}, {"gen", 5}}, 5000);
