@@ -19,6 +19,7 @@ namespace symvirt::guest {
 namespace {
 
 constexpr std::size_t kMostQueued = 4 * kMaxLineBytes;
+constexpr Milliseconds kHelloEvery{1000};
 
 Result<UniqueFd> connect_socket(const std::string& path) {
   sockaddr_un address{};
@@ -105,6 +106,8 @@ void Channel::try_open() {
   is_socket_ = S_ISSOCK(st.st_mode);
   lines_.clear();
   out_.clear();
+  next_hello_ms_ = 0;
+  hello_timer_.reset();
   auto watch = loop_.watch(fd_.get(), EPOLLIN | EPOLLOUT | EPOLLET,
                            [this](std::uint32_t events) { on_ready(events); });
   if (!watch) return lost(watch.error().message);
@@ -188,14 +191,26 @@ bool Channel::silent_for(Milliseconds duration) const {
   return silence_ms_ >= static_cast<std::uint64_t>(duration.count());
 }
 
-// The newline first ends whatever a reader before may have left unfinished.
-void Channel::say_hello() { send("\n" + hello_()); }
+void Channel::say_hello() {
+  const std::uint64_t now = loop_.now_ms();
+  if (now < next_hello_ms_) {
+    if (hello_timer_) return;
+    hello_timer_ = loop_.after(Milliseconds(next_hello_ms_ - now), [this] {
+      hello_timer_.reset();
+      say_hello();
+    });
+    return;
+  }
+  next_hello_ms_ = now + static_cast<std::uint64_t>(kHelloEvery.count());
+  // The newline first ends whatever a reader before may have left unfinished.
+  send("\n" + hello_());
+}
 
 void Channel::send(const std::string& line) {
   if (!fd_ || !host_connected_) return;  // asked again by id, if anybody still wants it
   if (out_.size() > kMostQueued) {
     log_warning(fmt::format("channel: host does not read, {} bytes waiting: dropped", out_.size()));
-    out_.clear();
+    out_ = "\n";  // the first of them may be half sent
   }
   out_ += line;
   flush();

@@ -37,6 +37,7 @@ class Channel {
   void start();  // opens now or as soon as the port exists
   // True when the bytes being handled came after at least that long without any.
   bool silent_for(Milliseconds duration) const;
+  // At most once a second: what comes sooner is said when the second is over.
   void say_hello();
 
  private:
@@ -65,6 +66,8 @@ class Channel {
   RequestCache cache_;
   std::uint64_t last_heard_ms_ = 0;
   std::uint64_t silence_ms_ = 0;
+  std::uint64_t next_hello_ms_ = 0;
+  Handle hello_timer_;
 };
 
 // Path of the device of that virtio port: /dev/virtio-ports/NAME where udev makes such links, else

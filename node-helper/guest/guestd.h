@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 
+#include "common/log_limit.h"
 #include "node-helper/guest/channel.h"
 #include "node-helper/guest/clock.h"
 #include "node-helper/guest/config.h"
@@ -26,7 +27,7 @@ class Guestd {
   Status start();
   void from_host(const Request& request, Reply reply);
   void from_guest(Peer& peer, const Server::Caller& caller, const Request& request, Reply reply);
-  Result<Json> ping();
+  Json facts() const;
   Result<Json> configure(const Json& params);
   Result<Json> let_go(const Json& params);
   Json check() const;
@@ -35,6 +36,7 @@ class Guestd {
   std::string hello() const;
 
   EventLoop& loop_;
+  LogLimit refusals_{"refused requests on the socket"};
   Config config_;
   State state_;
   WallClock clock_ = WallClock::real();

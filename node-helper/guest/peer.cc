@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "common/log.h"
+#include "common/log_limit.h"
 
 namespace symvirt::guest {
 
@@ -108,7 +108,8 @@ void Peer::send(std::string line) {
   if (!fd_) return;
   if (out_.size() + line.size() > options_.max_queued) {
     // Not from here: the caller may be iterating over peers.
-    log_warning(
+    static LogLimit limit("peers that do not read");
+    limit.warning(
         fmt::format("peer does not read its answers ({} bytes waiting): closing", out_.size()));
     ::shutdown(fd_.get(), SHUT_RDWR);
     return;

@@ -73,7 +73,7 @@ void Server::accept_all() {
                       [&](const auto& c) { return c.second.caller.uid == caller.uid; });
     if (connections_.size() >= kMostConnections ||
         (caller.uid != 0 && static_cast<std::size_t>(of_user) >= kMostOfOneUser)) {
-      log_warning(fmt::format("socket: too many connections of uid {}: refused", caller.uid));
+      refusals_.warning(fmt::format("socket: too many connections of uid {}: refused", caller.uid));
       continue;
     }
     Peer::Options options;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "common/log_limit.h"
 #include "node-helper/guest/event_loop.h"
 #include "node-helper/guest/peer.h"
 #include "node-helper/guest/transactions.h"
@@ -54,6 +55,7 @@ class Server : public StepCaller {
   EventLoop& loop_;
   std::string path_;
   Handler handler_;
+  LogLimit refusals_{"refused connections to the socket"};
   UniqueFd listener_;
   Handle watch_;
   std::map<Peer*, Connection> connections_;

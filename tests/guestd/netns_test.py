@@ -174,6 +174,23 @@ def test_an_empty_line_is_answered_with_hello(w):
     assert w.host.wait_event("hello")["boot_id"]
 
 
+def test_hello_is_said_at_most_once_a_second(w):
+    w.up()
+    time.sleep(1.1)
+    w.host.events.clear()
+    for _ in range(300):
+        w.host.sock.sendall(b"\n")
+        time.sleep(0.005)
+    said = len(w.host.events)
+    assert 1 <= said <= 4, said
+    w.host.call("guest.ping")
+    time.sleep(1.1)
+    w.host.events.clear()
+    w.host.sock.sendall(b"\n \n \n")  # only an empty line asks for it
+    time.sleep(1.2)
+    assert len(w.host.events) == 1, w.host.events
+
+
 def test_a_silent_step_is_named(w):
     w.up()
     good, bad = Plugin(w.socket, 7, 0), Plugin(w.socket, 7, 3)
@@ -431,7 +448,7 @@ import socket; from guestd_peers import LinePeer, Failure
 s = socket.socket(socket.AF_UNIX); s.connect({w.socket!r}); p = LinePeer(s)
 assert p.call("node.check", job=1)["healthy"]
 for method, params in (("step.register", dict(job=1, step=0, uid=0, nspace="n", tasks=1, pid=1)), ("task.enter", dict(job=1, step=0, task=0)),
-                       ("job.quiesce", dict(job=1))):
+                       ("job.quiesce", dict(job=1)), ("guest.ping", {{}})):
     try:
         p.call(method, **params); raise SystemExit(method + " was allowed")
     except Failure as f:
@@ -440,6 +457,32 @@ for method, params in (("step.register", dict(job=1, step=0, uid=0, nspace="n", 
     done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
                           capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_user_cannot_fill_the_log(w):
+    w.up()
+    os.chmod(w.work, 0o755)
+    code = f"""
+import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+import socket; from guestd_peers import LinePeer, Failure
+s = socket.socket(socket.AF_UNIX); s.connect({w.socket!r}); p = LinePeer(s)
+for i in range(300):
+    try:
+        p.call("job.quiesce", job=1)
+    except Failure as f:
+        assert f.code == "PERMISSION", f
+held = []
+for i in range(200):
+    t = socket.socket(socket.AF_UNIX); t.connect({w.socket!r}); held.append(t)
+"""
+    done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
+                          capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert w.host.call("guest.ping")["node"] == "v1"
+    with open(f"{w.work}/guestd.log") as log:
+        refused = [line for line in log if "refused" in line]
+    assert 2 <= len(refused) <= 50, f"{len(refused)} lines"
+    assert any("too many" in line for line in refused), refused[-1]
 
 
 def test_nonsense_on_either_side_does_no_harm(w):
