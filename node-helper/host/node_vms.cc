@@ -26,6 +26,49 @@ bool gone(const VmLook& look) {
   return look.state == VmState::kAbsent || look.state == VmState::kShutoff;
 }
 
+// The texts of QEMU's block layer (block/file-posix.c, block/qcow2.c; qemu-img has no exit codes
+// for them): somebody has the file open, here or on another host.
+bool says_locked(const std::string& output) {
+  for (const char* text : {": Failed to get shared \"", ": Failed to get \"",
+                           ": Failed to lock byte ", "\nIs another process using the image ["}) {
+    if (output.find(text) != std::string::npos) return true;
+  }
+  return false;
+}
+
+// And: what lies there has never been an overlay, such as one whose making was cut short.
+bool says_no_image(const std::string& output) {
+  return output.find(": Image is not in qcow2 format") != std::string::npos ||
+         output.find(": qcow2 header too short") != std::string::npos;
+}
+
+// Whether an overlay's path can be used for a new one: nothing is there, or nobody uses what is.
+// Any doubt (a file server that does not answer) speaks against it: the file may be a running VM's
+// disk.
+Status may_replace(const std::string& path, const std::string& qemu_img, Deadline deadline) {
+  const auto absent = [&path] {
+    struct stat info {};
+    return lstat(path.c_str(), &info) != 0 && errno == ENOENT;
+  };
+  const auto no = [&path](Code code, const std::string& why) -> Status {
+    return Error{code, fmt::format("overlay {}: {}", path, why)};
+  };
+  if (absent()) return {};
+  struct stat info {};
+  if (lstat(path.c_str(), &info) != 0)
+    return no(Code::kRefused, fmt::format("cannot be looked at: {}", std::strerror(errno)));
+  if (!S_ISREG(info.st_mode)) return no(Code::kRefused, "is there and is no file; remove it");
+  auto seen = run_program({qemu_img, "info", "-f", "qcow2", path}, deadline);
+  if (!seen) return seen.error().with(fmt::format("overlay {}", path));
+  if (seen->ok() || says_no_image(seen->output) || absent()) return {};
+  if (says_locked(seen->output))
+    return no(Code::kPrecondition, "in use: a copy of the VM runs somewhere; stop it first");
+  return no(Code::kRefused,
+            fmt::format("is there, and whether a copy of the VM uses it cannot be told: {}; remove "
+                        "it by hand if none runs",
+                        seen->why()));
+}
+
 }  // namespace
 
 // An overlay that some QEMU has open (anywhere its locks reach) belongs to a running copy of the
@@ -41,21 +84,10 @@ Status Node::make_overlays(const json& overlays, Deadline deadline,
     if (!path.starts_with('/') || !base.starts_with('/'))
       return Error{Code::kInvalidArgument,
                    fmt::format("overlays: {}: paths must be absolute", path)};
-    struct stat info {};
-    if (lstat(path.c_str(), &info) == 0) {
-      auto free = run_program({config_.qemu_img, "info", path}, deadline);
-      if (!free) return free.error().with(fmt::format("overlay {}", path));
-      if (!free->ok() && free->output.find("lock") != std::string::npos) {
-        return Error{
-            Code::kPrecondition,
-            fmt::format("overlay {}: in use: a copy of the VM runs somewhere; stop it first",
-                        path)};
-      }
-      if (!S_ISREG(info.st_mode) || unlink(path.c_str()) != 0)
-        return Error{Code::kRefused,
-                     fmt::format("overlay {}: is there and cannot be replaced: {}", path,
-                                 S_ISREG(info.st_mode) ? std::strerror(errno) : "no file")};
-    }
+    if (Status s = may_replace(path, config_.qemu_img, deadline); !s) return s;
+    if (unlink(path.c_str()) != 0 && errno != ENOENT)
+      return Error{Code::kRefused, fmt::format("overlay {}: is there and cannot be replaced: {}",
+                                               path, std::strerror(errno))};
     auto created = run_program(
         {config_.qemu_img, "create", "-q", "-f", "qcow2", "-b", base, "-F", format, path},
         deadline);
