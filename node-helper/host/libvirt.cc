@@ -159,7 +159,7 @@ void Libvirt::subscribe(HypervisorEvents events) { shared_->events = std::move(e
 Status Libvirt::domain_call(const std::string& what, const std::string& vm, Deadline deadline,
                             std::function<int(virDomainPtr)> work) {
   const std::string name = fmt::format("{}: {}", what, vm);
-  auto result = call<int>(name, deadline,
+  auto result = call<int>(name, vm, deadline,
                           [name, vm, work = std::move(work)](virConnectPtr conn) -> Result<int> {
                             auto domain = find(conn, vm);
                             if (!domain) return domain.error().with(name);
@@ -172,7 +172,7 @@ Status Libvirt::domain_call(const std::string& what, const std::string& vm, Dead
 
 Result<std::vector<std::string>> Libvirt::list(Deadline deadline) {
   using Names = std::vector<std::string>;
-  return call<Names>("list", deadline, [](virConnectPtr conn) -> Result<Names> {
+  return call<Names>("list", "", deadline, [](virConnectPtr conn) -> Result<Names> {
     virDomainPtr* domains = nullptr;
     const int count = virConnectListAllDomains(conn, &domains, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
     if (count < 0) return libvirt_error("list of domains");
@@ -187,12 +187,12 @@ Result<std::vector<std::string>> Libvirt::list(Deadline deadline) {
 }
 
 Result<VmLook> Libvirt::look(const std::string& vm, Deadline deadline) {
-  return call<VmLook>("look at " + vm, deadline,
+  return call<VmLook>("look at " + vm, vm, deadline,
                       [vm](virConnectPtr conn) { return look_at(conn, vm); });
 }
 
 Status Libvirt::create(const std::string& xml, Deadline deadline) {
-  auto result = call<int>("start", deadline, [xml](virConnectPtr conn) -> Result<int> {
+  auto result = call<int>("start", "", deadline, [xml](virConnectPtr conn) -> Result<int> {
     Domain domain(virDomainCreateXML(conn, xml.c_str(), VIR_DOMAIN_NONE));
     if (!domain) return libvirt_error("start");
     return 0;
@@ -268,7 +268,7 @@ Status Libvirt::remember(const std::string& vm, const LiveDomain& domain, Deadli
 
 std::optional<MigrateProgress> Libvirt::job_progress(const std::string& vm) {
   using Progress = std::optional<MigrateProgress>;
-  auto got = call<Progress>("progress of " + vm, Deadline::after(std::chrono::seconds(2)),
+  auto got = call<Progress>("progress of " + vm, vm, Deadline::after(std::chrono::seconds(2)),
                             [vm](virConnectPtr conn) -> Result<Progress> {
                               auto domain = find(conn, vm);
                               if (!domain) return domain.error();

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "node-helper/host/config.h"
+#include "node-helper/host/detached_calls.h"
 #include "node-helper/host/hypervisor.h"
 
 namespace symvirt::host {
@@ -54,7 +55,7 @@ class Libvirt : public Hypervisor {
 
  private:
   template <typename T>
-  Result<T> call(const std::string& what, Deadline deadline,
+  Result<T> call(const std::string& what, const std::string& vm, Deadline deadline,
                  std::function<Result<T>(virConnectPtr)> work, bool may_be_long = false);
   Status domain_call(const std::string& what, const std::string& vm, Deadline deadline,
                      std::function<int(virDomainPtr)> work);
@@ -62,6 +63,7 @@ class Libvirt : public Hypervisor {
 
   NodedConfig config_;
   std::shared_ptr<Shared> shared_;
+  DetachedCalls detached_{64, 16};
   std::atomic<bool> stopping_{false};
   int wake_timer_ = -1;
   std::thread event_thread_;

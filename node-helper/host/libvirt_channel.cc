@@ -109,7 +109,7 @@ Result<std::unique_ptr<ByteChannel>> Libvirt::open_channel(
   port->on_close = std::move(on_close);
   const std::string what = fmt::format("{}: port {}", vm, port_name);
   auto opened =
-      call<int>(what, deadline, [port, vm, port_name, what](virConnectPtr conn) -> Result<int> {
+      call<int>(what, vm, deadline, [port, vm, port_name, what](virConnectPtr conn) -> Result<int> {
         Domain domain(virDomainLookupByName(conn, vm.c_str()));
         if (!domain) return libvirt_error(what);
         port->stream.reset(virStreamNew(conn, VIR_STREAM_NONBLOCK));

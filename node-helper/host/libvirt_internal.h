@@ -73,42 +73,27 @@ struct Libvirt::Shared : std::enable_shared_from_this<Libvirt::Shared> {
 };
 
 template <typename T>
-Result<T> Libvirt::call(const std::string& what, Deadline deadline,
+Result<T> Libvirt::call(const std::string& what, const std::string& vm, Deadline deadline,
                         std::function<Result<T>(virConnectPtr)> work, bool may_be_long) {
-  struct Slot {
-    std::mutex mutex;
-    std::condition_variable ready;
-    std::optional<Result<T>> result;
-  };
-  auto slot = std::make_shared<Slot>();
-  std::thread([slot, shared = shared_, deadline, work = std::move(work), may_be_long] {
-    auto put = [&](Result<T> result) {
-      std::lock_guard lock(slot->mutex);
-      slot->result = std::move(result);
-      slot->ready.notify_all();
-    };
-    auto connection = shared->connection(deadline);
-    if (!connection) return put(connection.error());
-    // Nobody waits any more: do not begin something nobody knows of.
-    if (deadline.expired()) return put(Error{Code::kDeadline, "not begun in time"});
-    std::uint64_t id = 0;
-    {
-      std::lock_guard lock(shared->mutex);
-      id = shared->next_call++;
-      if (!may_be_long) shared->running[id] = std::chrono::steady_clock::now();
-    }
-    Result<T> result = work((*connection)->conn);
-    if (virConnectIsAlive((*connection)->conn) == 0) shared->broke((*connection)->conn);
-    {
-      std::lock_guard lock(shared->mutex);
-      shared->running.erase(id);
-    }
-    put(std::move(result));
-  }).detach();
-  std::unique_lock lock(slot->mutex);
-  if (!slot->ready.wait_until(lock, deadline.time(), [&] { return slot->result.has_value(); }))
-    return Error{Code::kDeadline, what + ": libvirt has not answered in time"};
-  return std::move(*slot->result);
+  return detached_.run<T>(
+      what, vm, deadline,
+      [shared = shared_, deadline, work = std::move(work), may_be_long]() -> Result<T> {
+        auto connection = shared->connection(deadline);
+        if (!connection) return connection.error();
+        // Nobody waits any more: do not begin something nobody knows of.
+        if (deadline.expired()) return Error{Code::kDeadline, "not begun in time"};
+        std::uint64_t id = 0;
+        {
+          std::lock_guard lock(shared->mutex);
+          id = shared->next_call++;
+          if (!may_be_long) shared->running[id] = std::chrono::steady_clock::now();
+        }
+        Result<T> result = work((*connection)->conn);
+        if (virConnectIsAlive((*connection)->conn) == 0) shared->broke((*connection)->conn);
+        std::lock_guard lock(shared->mutex);
+        shared->running.erase(id);
+        return result;
+      });
 }
 
 }  // namespace symvirt::host
