@@ -22,6 +22,7 @@
 #include "node-helper/protocol/connection_room.h"
 #include "node-helper/protocol/credentials.h"
 #include "node-helper/protocol/frame.h"
+#include "node-helper/protocol/seen_nonces.h"
 
 namespace symvirt {
 
@@ -98,6 +99,7 @@ class RpcServer {
   int port_ = 0;
   std::thread acceptor_;
   LogLimit refusals_{"refused requests and connections"};
+  SeenNonces nonces_;
   std::mutex mutex_;
   std::condition_variable idle_;
   ConnectionRoom room_;

@@ -243,6 +243,10 @@ Status RpcServer::vouch(Connection& c, const std::string& credential) {
   }
   Result<Vouched> vouched = open_credential(credentials_, credential, "req", options_.host);
   if (!vouched) return vouched.error();
+  // Of users who may only read, a repetition does no harm, and a flood would push out the others.
+  if (options_.trusted(vouched->uid) && !nonces_.is_new(vouched->envelope.nonce))
+    return Error{Code::kPermission,
+                 "request has been here before (munged may have been restarted)"};
   const auto standing = options_.trusted(vouched->uid) ? ConnectionRoom::Standing::kTrusted
                                                        : ConnectionRoom::Standing::kOrdinary;
   {

@@ -58,6 +58,17 @@ class Raw {
   UniqueFd fd_;
 };
 
+// A munged that can be restarted: then it knows no credential that it has seen.
+class RestartedMunged : public Credentials {
+ public:
+  Result<std::string> encode(std::string_view payload) override { return now_->encode(payload); }
+  Result<Identity> decode(std::string_view credential) override { return now_->decode(credential); }
+  void restart() { now_ = std::make_unique<FakeCredentials>(); }
+
+ private:
+  std::unique_ptr<FakeCredentials> now_ = std::make_unique<FakeCredentials>();
+};
+
 class RpcServerTest : public testing::Test {
  protected:
   void start(RpcServer::Options options) {
@@ -118,7 +129,8 @@ class RpcServerTest : public testing::Test {
   std::atomic<bool> heard_{true}, ended_{false};
   std::atomic<int> missed_{0};
   std::atomic<std::int64_t> longest_ms_{0};
-  FakeCredentials server_credentials_, root_, user_{"key", 1000};
+  RestartedMunged server_credentials_;
+  FakeCredentials root_, user_{"key", 1000};
   std::unique_ptr<RpcServer> server_;
 };
 
@@ -186,6 +198,32 @@ TEST_F(RpcServerTest, LongBodiesAreTakenOnlyFromTheTrusted) {
   ASSERT_TRUE(bytes) << bytes.error().message;
   EXPECT_GT((*bytes)["bytes"], 1 << 20);
   EXPECT_TRUE(client(user_).call("size", {{"x", std::string(1 << 10, 'x')}}, soon()));
+}
+
+TEST_F(RpcServerTest, ARestartOfMungedMakesNoRequestGoodAgain) {
+  start({});
+  const std::string frame = request(root_);
+  Raw first(server_->port());
+  ASSERT_TRUE(first.send(frame));
+  ASSERT_FALSE(first.until_closed(200)) << "answered, and left open";
+  server_credentials_.restart();
+  Raw again(server_->port());
+  ASSERT_TRUE(again.send(frame));
+  const auto refusal = again.until_closed(2000);
+  ASSERT_TRUE(refusal);
+  EXPECT_THAT(*refusal, HasSubstr("has been here before"));
+  EXPECT_TRUE(client(root_).call("size", json::object(), soon()));
+}
+
+TEST(SeenNonces, AreForgottenWhenTheirCredentialsAreTooOld) {
+  SeenNonces nonces(std::chrono::seconds(10), 3);
+  const auto begun = SeenNonces::Clock::now();
+  EXPECT_TRUE(nonces.is_new("a", begun));
+  EXPECT_FALSE(nonces.is_new("a", begun + std::chrono::seconds(10)));
+  EXPECT_TRUE(nonces.is_new("a", begun + std::chrono::seconds(11)));
+  for (const char* n : {"b", "c", "d"}) EXPECT_TRUE(nonces.is_new(n, begun));
+  EXPECT_FALSE(nonces.is_new("d", begun));
+  EXPECT_TRUE(nonces.is_new("a", begun)) << "the oldest goes when there are too many";
 }
 
 double cpu_seconds() {
