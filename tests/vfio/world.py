@@ -206,6 +206,7 @@ class World:
             "-append", "console=ttyS0 quiet loglevel=4 intel_iommu=on iommu=pt mitigations=off nokaslr no_timer_check tsc=reliable "
             f"tsc_early_khz={self.tsc_khz} random.trust_cpu=on nowatchdog cryptomgr.notests panic=-1 symvirt.host={host} symvirt.mgmt={HOSTS[host]}/24",
             "-serial", f"file:{self.work}/{host}.console",
+            "-monitor", f"unix:{self.work}/{host}.monitor,server=on,wait=off",
             "-drive", f"if=none,id=root,file={self.image}/host.qcow2,format=qcow2,snapshot=on",
             "-device", "virtio-blk-pci,drive=root,addr=3",
             "-drive", f"if=none,id=site,file={self.work}/site.img,format=raw,readonly=on",
@@ -227,6 +228,21 @@ class World:
         process = self.hosts.pop(host)
         process.kill()
         process.wait()
+
+    def evidence(self, host):
+        """What a host that says nothing any more is at: where its processor is, what interrupts it has had, twice within a second."""
+        text = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
+            monitor.settimeout(10)
+            monitor.connect(f"{self.work}/{host}.monitor")
+            for command in 2 * ["info registers", "info irq", "info pic", "info lapic", "info network"]:
+                monitor.sendall(f"{command}\n".encode())
+                said = b""
+                while not said.endswith(b"(qemu) ") or command.encode() not in said:
+                    said += monitor.recv(65536)
+                text.append(said.decode(errors="replace"))
+                time.sleep(0.2)
+        return "\n".join(text)
 
     def spawn(self, name, command):
         with open(f"{self.work}/{name}.out", "wb") as out:
