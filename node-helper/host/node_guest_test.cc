@@ -156,7 +156,7 @@ TEST_F(NodeLeaseTest, EndsWithItsVmAndSaysWhy) {
     auto lease = open(++job);
     wait(job);
     good("vm.start", {{"vm", "v1"}, {"job_id", job}, {"xml", "<domain><name>v1</name></domain>"}});
-    std::this_thread::sleep_for(milliseconds(1100));  // it is looked at each second
+    std::this_thread::sleep_for(milliseconds(2500));  // it is looked at each second
     end();
     auto result = lease.get();
     ASSERT_TRUE(result) << result.error().message;

@@ -100,19 +100,19 @@ TEST_F(NodeTest, WhatChangesSomethingNamesItsCoordinator) {
 TEST_F(NodeTest, AnOldCoordinatorsRequestDoesNotActAfterANewerOne) {
   hypervisor_.put("v1", {.aliases = {"ua-symvirt-ib0-0"}, .stuck = {"ua-symvirt-ib0-0"}});
   auto held = std::async(std::launch::async, [&] {
-    return call("device.detach", {{"vm", "v1"}, {"gen", 5}}, 700);
+    return call("device.detach", {{"vm", "v1"}, {"gen", 5}}, 3000);
   });
-  std::this_thread::sleep_for(milliseconds(100));
+  std::this_thread::sleep_for(milliseconds(500));
   auto old = std::async(std::launch::async, [&] {
     return call("vm.stop", {{"vm", "v1"}, {"mode", "destroy"}, {"gen", 5}, {"op", "1/stop/v1/1"}},
                 5000);
   });
   auto shared = std::async(std::launch::async, [&] {
-    return call("vm.suspend", {{"vm", "v1"}, {"gen", 5}, {"op", "1/suspend/v1/1"}}, 5000);
+    return call("vm.suspend", {{"vm", "v1"}, {"gen", 5}, {"op", "1/suspend/v1/1"}}, 20000);
   });
-  std::this_thread::sleep_for(milliseconds(100));
+  std::this_thread::sleep_for(milliseconds(500));
   auto newer = std::async(std::launch::async, [&] {
-    return call("vm.suspend", {{"vm", "v1"}, {"gen", 6}, {"op", "1/suspend/v1/1"}}, 5000);
+    return call("vm.suspend", {{"vm", "v1"}, {"gen", 6}, {"op", "1/suspend/v1/1"}}, 20000);
   });
   EXPECT_FALSE(held.get());
   auto refused = old.get();

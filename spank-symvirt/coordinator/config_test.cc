@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "spank-symvirt/coordinator/domain.h"
@@ -18,6 +19,7 @@ class ConfigFile : public testing::Test {
     std::ofstream(template_) << "<domain><name>@VM@</name><uuid>@UUID@</uuid><disk "
                                 "file='@OVERLAY@'/>mail@example.org @INDEX+100@</domain>";
   }
+  ~ConfigFile() override { std::filesystem::remove(template_); }
   std::string class_text(const std::string& extra = "",
                          const std::string& device_extra = "") const {
     return "[[class]]\nname = \"standard\"\nnodes = \"v[1-2]\"\nmemory_mib = 600\ndomain_template "

@@ -32,15 +32,27 @@ struct DoubleErrors : ::testing::Test {
     ASSERT_EQ(a->connect(qa, *b, qb->qp_num, oa), 0);
     ASSERT_EQ(b->connect(qb, *a, qa->qp_num, ob), 0);
   }
+  // Of the next completion; -1 when none comes, for which a slow machine has long.
   int status(Endpoint& of) {
-    fabric.run(5ms);
-    return static_cast<int>(of.wait_wc(0ms).status);
+    int got = -1;
+    for (int turns = 0; turns < 2000 && got == -1; ++turns) {
+      fabric.run(5ms);
+      got = static_cast<int>(of.wait_wc(0ms).status);
+    }
+    return got;
   }
-  ibv_wc_status write_to(std::uint64_t address, std::uint32_t rkey, std::uint32_t length) {
+  bool nothing_comes(Endpoint& at) {
+    fabric.run(5ms);
+    return static_cast<int>(at.wait_wc(0ms).status) == -1;
+  }
+  int post_write_to(std::uint64_t address, std::uint32_t rkey, std::uint32_t length) {
     ibv_send_wr wr{};
     wr.opcode = IBV_WR_RDMA_WRITE;
     wr.wr.rdma = {address, rkey};
-    EXPECT_EQ(a->post(qa, wr, 0, length), 0);
+    return a->post(qa, wr, 0, length);
+  }
+  ibv_wc_status write_to(std::uint64_t address, std::uint32_t rkey, std::uint32_t length) {
+    EXPECT_EQ(post_write_to(address, rkey, length), 0);
     return static_cast<ibv_wc_status>(status(*a));
   }
 
@@ -121,7 +133,7 @@ TEST_F(DoubleLate, WorkPostedToAStoppedQueuePairNeverLeaves) {
   ASSERT_EQ(a->set_state(qa, IBV_QPS_ERR), 0);
   ASSERT_EQ(a->send(qa, 1, 0, 1), 0);
   EXPECT_EQ(status(*a), IBV_WC_WR_FLUSH_ERR);
-  EXPECT_EQ(status(*b), -1);
+  EXPECT_TRUE(nothing_comes(*b));
 }
 
 TEST_F(DoubleErrors, OldPsnIsAcknowledgedAndNotExecuted) {
@@ -129,7 +141,7 @@ TEST_F(DoubleErrors, OldPsnIsAcknowledgedAndNotExecuted) {
   ASSERT_EQ(b->receive(qb, 1, 0, 1), 0);
   ASSERT_EQ(a->send(qa, 1, 0, 1), 0);
   EXPECT_EQ(status(*a), IBV_WC_SUCCESS);
-  EXPECT_EQ(status(*b), -1) << "lost: this is what wrong PSNs do";
+  EXPECT_TRUE(nothing_comes(*b)) << "lost: this is what wrong PSNs do";
   ASSERT_EQ(a->send(qa, 2, 0, 1), 0);
   EXPECT_EQ(status(*b), IBV_WC_SUCCESS) << "the next one has the number that is expected";
 }
@@ -152,7 +164,7 @@ TEST_F(DoubleErrors, PeerConnectedToSomebodyElseDoesNotAnswer) {
   ASSERT_EQ(b->receive(qb, 1, 0, 1), 0);
   ASSERT_EQ(a->send(other, 1, 0, 1), 0);
   EXPECT_EQ(status(*a), IBV_WC_RETRY_EXC_ERR);
-  EXPECT_EQ(status(*b), -1);
+  EXPECT_TRUE(nothing_comes(*b));
 }
 
 TEST_F(DoubleErrors, RnrRetriesRunOut) {
@@ -189,7 +201,8 @@ TEST_F(DoubleErrors, KeysAreCheckedForBoundsAccessAndDomain) {
   connect({}, {.access = IBV_ACCESS_REMOTE_READ});
   EXPECT_EQ(write_to(b->address(0), b->mr->rkey, 10), IBV_WC_REM_ACCESS_ERR);
   connect();
-  EXPECT_EQ(write_to(b->address(0), b->mr->rkey, 10), static_cast<ibv_wc_status>(-1)) << "good";
+  EXPECT_EQ(post_write_to(b->address(0), b->mr->rkey, 10), 0);
+  EXPECT_TRUE(nothing_comes(*a)) << "good, and unsignalled";
 }
 
 TEST_F(DoubleErrors, LocalKeyOfADeregisteredRegionIsAProtectionError) {
@@ -204,7 +217,7 @@ TEST_F(DoubleErrors, LocalKeyOfADeregisteredRegionIsAProtectionError) {
   ASSERT_EQ(b->receive(qb, 1, 0, 10), 0);
   ASSERT_EQ(a->context->ops.post_send(qa, &wr, &bad), 0);
   EXPECT_EQ(status(*a), IBV_WC_LOC_PROT_ERR);
-  EXPECT_EQ(status(*b), -1);
+  EXPECT_TRUE(nothing_comes(*b));
 }
 
 TEST_F(DoubleErrors, UnreliableSendsCompleteWhetherTheyArriveOrNot) {
@@ -214,7 +227,7 @@ TEST_F(DoubleErrors, UnreliableSendsCompleteWhetherTheyArriveOrNot) {
   ASSERT_EQ(b->receive(qb, 1, 0, 1), 0);
   ASSERT_EQ(a->send(qa, 2, 0, 1), 0);
   EXPECT_EQ(status(*b), IBV_WC_SUCCESS);
-  EXPECT_EQ(status(*b), -1);
+  EXPECT_TRUE(nothing_comes(*b));
 }
 
 TEST_F(DoubleErrors, DrainedSendQueueSaysSoAndGoesOnLater) {
@@ -225,7 +238,7 @@ TEST_F(DoubleErrors, DrainedSendQueueSaysSoAndGoesOnLater) {
   ASSERT_EQ(a->v.modify_qp(qa, &attr, IBV_QP_STATE | IBV_QP_EN_SQD_ASYNC_NOTIFY), 0);
   ASSERT_EQ(b->receive(qb, 1, 0, 1), 0);
   ASSERT_EQ(a->send(qa, 1, 0, 1), 0);
-  EXPECT_EQ(status(*b), -1);
+  EXPECT_TRUE(nothing_comes(*b));
   ibv_async_event event{};
   ASSERT_EQ(a->v.get_async_event(a->context, &event), 0);
   EXPECT_EQ(event.event_type, IBV_EVENT_SQ_DRAINED);
