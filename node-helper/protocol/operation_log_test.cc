@@ -64,20 +64,23 @@ TEST(OperationLog, SecondCallersJoinAndHearProgress) {
 TEST(OperationLog, AListenerThatBlocksHoldsNoLock) {
   OperationLog log;
   std::promise<void> begun, told, go;
+  std::atomic<bool> is_told{false}, over{false};
   auto go_future = go.get_future().share();
   auto work = [&](const OperationLog::Progress& tell) -> Result<json> {
     begun.set_value();
-    go_future.wait_for(milliseconds(300));
-    tell(json::object());
+    while (!over) {
+      tell(json::object());
+      std::this_thread::sleep_for(milliseconds(1));
+    }
     return json::object();
   };
   auto first = std::async(std::launch::async, [&] { return log.run("a", soon(), {}, work); });
   begun.get_future().wait();
   auto blocked = std::async(std::launch::async, [&] {
     return log.run(
-        "a", soon(),
+        "a", Deadline::after(std::chrono::seconds(60)),
         [&](const json&) {
-          told.set_value();
+          if (!is_told.exchange(true)) told.set_value();
           go_future.wait();
         },
         work);
@@ -88,7 +91,8 @@ TEST(OperationLog, AListenerThatBlocksHoldsNoLock) {
               Code::kDeadline);
     EXPECT_TRUE(log.run("b", soon(), {}, [](const auto&) -> Result<json> { return json(); }));
   });
-  EXPECT_EQ(others.wait_for(milliseconds(1000)), std::future_status::ready);
+  EXPECT_EQ(others.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  over = true;
   go.set_value();
   EXPECT_TRUE(first.get());
   EXPECT_TRUE(blocked.get());
