@@ -24,7 +24,7 @@ StressJob::StressJob(int ranks, const StressOptions& options, const double_::Opt
     auto process = std::make_unique<Process>();
     Process* p = process.get();
     hooks::verbs::Patience patience;
-    patience.silence = std::chrono::milliseconds(60);
+    patience.silence = std::chrono::milliseconds(100);
     p->transport = std::make_unique<hooks::verbs::VerbsTransport>(
         [p]() -> hooks::verbs::Layer& { return p->layer; }, patience);
     p->options = options;

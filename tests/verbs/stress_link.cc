@@ -183,7 +183,8 @@ std::uint64_t Link::unacknowledged() {
   if (stalled_at_ != acked) {
     stalled_at_ = acked;
     stalled_since_ = now_ms();
-  } else if (now_ms() - stalled_since_ > 2000) {
+  } else if (now_ms() - stalled_since_ > (service_ == Service::kUd ? 2000 : 20000)) {
+    // Not soon where writes go to a place that may still be looked at.
     given_up_ = next_;
   }
   return window_;

@@ -270,8 +270,15 @@ bool finish_srq_receive(VSrq& srq, ibv_wc& wc) {
 // It does not matter: the queue pair is in its error state, and all its work comes back this way.
 bool account_error(VCq&, VQp& qp, ibv_wc& wc) {
   wc.qp_num = qp.pub.qp_num;
-  if (qp.taken_back && wc.status == IBV_WC_WR_FLUSH_ERR) {
+  // The peer may have stopped its end a little earlier than we ours.
+  if (!qp.taken_back && wc.status == IBV_WC_RETRY_EXC_ERR && !qp.errored &&
+      (qp.layer->state.load(std::memory_order_relaxed) & kRecvsHeld) != 0) {
+    qp.flushed = 0;
+    qp.taken_back = qp.rebuild = true;
+  }
+  if (qp.taken_back && (wc.status == IBV_WC_WR_FLUSH_ERR || wc.status == IBV_WC_RETRY_EXC_ERR)) {
     ++qp.flushed;
+    if (is_marker(wc.wr_id) && (wc.wr_id & 0xff) == qp.marker_sequence) qp.marker_done = true;
     return false;  // by our own hand: the work stays in the log, the application does not see it
   }
   if (qp.srq != nullptr && finish_srq_receive(*qp.srq, wc)) return true;

@@ -21,7 +21,7 @@ struct Patience {
   milliseconds control{2000};  // for create, modify, destroy calls under way
   milliseconds drain{5000};    // for what was sent, while something still comes
   milliseconds silence{300};   // without any completion: what is out waits for a receiver
-  milliseconds flush{1000};    // for a queue pair that was errored to give its work back
+  milliseconds flush{3000};    // for a queue pair that was errored to give its work back
   milliseconds arrival{2000};  // for what the peers have sent to come
   milliseconds settle{30};     // for stragglers of errored queue pairs
   milliseconds device{5000};   // for a device to be there again
@@ -37,11 +37,15 @@ using Statements = std::map<std::uint32_t, Statement>;
 void begin_move(Layer& layer);
 // Posts markers, collects completions. True: nothing that was sent is on its way any more.
 bool drain_sends(Layer& layer, const Patience& patience);
-// Takes back the work of queue pairs whose sends do not get on. False: one of them waits for
-// something else than a receiver.
-bool take_back_stuck(Layer& layer, const Patience& patience);
+// Whether every queue pair whose sends do not get on waits for a receiver that is not ready.
+bool all_wait_for_receivers(Layer& layer);
+// Takes back the work of those.
+void take_back_stuck(Layer& layer, const Patience& patience);
 // Until as much has been received as the peers say they sent.
 bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience);
+// Whatever is in completion queues; what it completes is no longer at the device. Under the held
+// mutex. A queue pair that is reset without it would lose completions, and get finished work again.
+void collect(Layer& layer);
 // Stragglers: nothing came for a while.
 void settle(Layer& layer, const Patience& patience);
 // With the peers' counts: what was executed of the work taken back is done.

@@ -1,5 +1,6 @@
 #include <sched.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <thread>
 
@@ -93,29 +94,36 @@ bool is_drained(VQp& qp) {
   return false;
 }
 
-bool heads_for_receiver(VQp& qp) {
-  return qp.sends.tail == qp.sends.real || qp.sends.record(qp.sends.tail).consumes_receive != 0;
+// Whether the work that does not get on waits for a receiver. What is in front of that send has
+// been executed then (a receiver that is not ready acknowledges everything before), and
+// unsignalled, or it would be known. A signalled write, read or atomic that is not done waits for
+// something else.
+bool waits_for_receiver(VQp& qp) {
+  for (std::uint64_t i = qp.sends.tail; i != qp.sends.real; ++i) {
+    const SendRecord& r = qp.sends.record(i);
+    if (r.consumes_receive != 0) return true;
+    if (r.signalled != 0) return false;
+  }
+  return qp.sends.tail == qp.sends.real;
 }
 
-// Errors the queue pair and collects what comes back. The receives' number is known exactly, so the
-// rest are sends: those at the front that do not come back were done.
-void take_back(Layer& layer, VQp& qp, const Patience& patience) {
-  qp.flushed = 0;
-  {
-    const std::lock_guard lock(layer.held_mutex);
-    qp.taken_back = qp.rebuild = true;
+// What a queue pair in error gives back: its receives, whose number is known exactly, and sends.
+// Sends at the front that do not come back were done, and unsignalled.
+std::uint64_t work_out(VQp& qp) {
+  retire(qp);
+  const std::uint64_t receives = qp.srq == nullptr ? qp.recvs.real - qp.recvs.tail : 0;
+  return receives + (qp.sends.real - qp.sends.tail) + (qp.marker_out ? 1u : 0u);
+}
+
+void count_what_came_back(VQp& qp) {
+  const std::uint64_t out = work_out(qp);
+  for (std::uint64_t done = out - std::min(out, qp.flushed);
+       done > 0 && qp.sends.tail != qp.sends.real; --done) {
+    const SendRecord& r = qp.sends.record(qp.sends.tail);
+    if (r.signalled != 0) break;
+    qp.sends.consumed += r.consumes_receive;
+    ++qp.sends.tail;
   }
-  if (to_error(qp) != 0) return;
-  const auto out = [&qp] {
-    retire(qp);
-    const std::uint64_t receives = qp.srq == nullptr ? qp.recvs.real - qp.recvs.tail : 0;
-    return receives + (qp.sends.real - qp.sends.tail) + (qp.marker_out ? 1u : 0u);
-  };
-  pump_until(layer, patience.flush, patience.silence, [&] { return qp.flushed >= out(); });
-  const std::lock_guard lock(layer.held_mutex);
-  for (std::uint64_t done = out() - std::min(out(), qp.flushed);
-       done > 0 && qp.sends.tail != qp.sends.real; --done)
-    qp.sends.consumed += qp.sends.record(qp.sends.tail++).consumes_receive;
   qp.marker_out = qp.marker_done = false;
 }
 
@@ -218,24 +226,40 @@ bool drain_sends(Layer& layer, const Patience& patience) {
   });
 }
 
-bool take_back_stuck(Layer& layer, const Patience& patience) {
+bool all_wait_for_receivers(Layer& layer) {
+  bool all = true;
+  const std::lock_guard lock(layer.held_mutex);
+  for_each_qp(layer, [&all](VQp& qp) {
+    all = all && (qp.taken_back || is_drained(qp) || waits_for_receiver(qp));
+  });
+  return all;
+}
+
+// All are stopped before anything is waited for: a peer's work on one that was stopped here is not
+// answered any more, and the peer's patience with it (its retries) is short.
+void take_back_stuck(Layer& layer, const Patience& patience) {
   std::vector<VQp*> stuck;
-  bool possible = true;
   {
     const std::lock_guard lock(layer.held_mutex);
-    for_each_qp(layer, [&](VQp& qp) {
-      if (qp.taken_back || is_drained(qp)) return;
-      // A write or read in front does not wait for a receiver. It may just be executed: not
-      // repeated.
-      if (heads_for_receiver(qp)) {
-        stuck.push_back(&qp);
-      } else {
-        possible = false;
-      }
+    for_each_qp(layer, [&stuck](VQp& qp) {
+      if (!qp.taken_back && is_drained(qp)) return;
+      if (!qp.taken_back) qp.flushed = 0;
+      qp.taken_back = qp.rebuild = true;
+      stuck.push_back(&qp);
     });
   }
-  for (VQp* qp : stuck) take_back(layer, *qp, patience);
-  return possible;
+  for (VQp* qp : stuck) to_error(*qp);
+  const auto all = [&stuck](auto holds) { return std::all_of(stuck.begin(), stuck.end(), holds); };
+  const auto is_back = [](VQp* qp) { return qp->flushed >= work_out(*qp); };
+  // The marker is the last in its queue. Where the queue was too full for one, all that is known is
+  // that nothing comes any more.
+  const auto is_last_back = [](VQp* qp) { return !qp->marker_out || qp->marker_done; };
+  const auto limit = Clock::now() + patience.flush;
+  while (!pump_until(layer, patience.flush, patience.silence, [&] { return all(is_back); }) &&
+         !all(is_last_back) && Clock::now() < limit) {
+  }
+  const std::lock_guard lock(layer.held_mutex);
+  for (VQp* qp : stuck) count_what_came_back(*qp);
 }
 
 bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience) {
@@ -252,6 +276,11 @@ bool await_arrivals(Layer& layer, const Statements& statements, const Patience& 
     });
     return all;
   });
+}
+
+void collect(Layer& layer) {
+  pump(layer);
+  for_each_qp(layer, [](VQp& qp) { retire(qp); });
 }
 
 void settle(Layer& layer, const Patience& patience) {

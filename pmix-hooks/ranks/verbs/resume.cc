@@ -209,6 +209,7 @@ bool reopen(Layer& layer, const Patience& patience) {
 
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch) {
   const std::lock_guard lock(layer.held_mutex);
+  collect(layer);
   layer.directory = std::make_unique<Directory>(std::move(statements));
   bool all = true;
   for (VContext* context : layer.contexts) all = connect_context(*context, epoch) && all;

@@ -44,8 +44,9 @@ TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
       return stop_sends();
     case kSendsStopped:
       return everyone_reached(all, kSendsStopped) ? stop_receives(all) : say(stage_, ok_);
+    case kReceivesStopped:
+      return everyone_ok(all, kReceivesStopped) ? take_back() : look_again();
     case kTakenBack:
-      if (!ok_) return stop_receives(all);
       return everyone_ok(all, kTakenBack) ? count(all) : say(stage_, ok_);
     case kCounted:
       return everyone_reached(all, kCounted) ? resolve(all) : say(stage_, ok_);
@@ -76,12 +77,24 @@ TransportAnswer VerbsTransport::stop_receives(const Statements& all) {
     if (await_arrivals(*layer_, all, patience_)) return rest();
     return say(kSendsStopped, true);
   }
-  if (!drain_sends(*layer_, patience_) && !take_back_stuck(*layer_, patience_))
-    return say(kTakenBack, false);
+  return look_again();
+}
+
+// Somebody's sends do not get on. To take them back is to stop the queue pair, and what its peer
+// has under way on it is lost then: so nobody does before everybody's work is done or waits for a
+// receiver, and can be counted.
+TransportAnswer VerbsTransport::look_again() {
+  const bool drained = drain_sends(*layer_, patience_);
+  return say(kReceivesStopped, drained || all_wait_for_receivers(*layer_));
+}
+
+// Round 3.
+TransportAnswer VerbsTransport::take_back() {
+  take_back_stuck(*layer_, patience_);
   return say(kTakenBack, true);
 }
 
-// Round 3. Nothing is on its way in the whole job, so the counts are final.
+// Round 4. Nothing is on its way in the whole job, so the counts are final.
 TransportAnswer VerbsTransport::count(const Statements& all) {
   await_arrivals(*layer_, all, patience_);
   settle(*layer_, patience_);
@@ -107,12 +120,16 @@ TransportAnswer VerbsTransport::resume(std::uint64_t epoch, std::uint32_t,
     return {};
   const Statements all = read(payloads);
   if (stage_ != kReopened && stage_ != kConnected) {
+    unresolved_ = stage_ == kTakenBack || stage_ == kCounted;
+    if (unresolved_) settle(*layer_, patience_);
     layer_->change_state(kCarried | kSendsHeld | kRecvsHeld | kPollsHeld, 0);
     return say(kReopened, reopen(*layer_, patience_));
   }
   if (stage_ == kReopened) {
     if (!ok_) return say(kReopened, reopen(*layer_, patience_));
     if (!everyone_ok(all, kReopened)) return say(kReopened, true);
+    if (unresolved_) resolve_taken_back(*layer_, all);
+    unresolved_ = false;
     return say(kConnected, connect(*layer_, all, epoch));
   }
   if (!ok_) return say(kConnected, false);

@@ -27,15 +27,18 @@ class VerbsTransport final : public Transport {
   enum Stage : std::uint32_t {
     kRunning = 0,
     kSendsStopped = 1,
-    kTakenBack = 2,
-    kCounted = 3,
-    kAtRest = 4,
+    kReceivesStopped = 2,
+    kTakenBack = 3,
+    kCounted = 4,
+    kAtRest = 5,
     kReopened = 11,
     kConnected = 12,
   };
 
   TransportAnswer stop_sends();
   TransportAnswer stop_receives(const Statements& all);
+  TransportAnswer look_again();
+  TransportAnswer take_back();
   TransportAnswer count(const Statements& all);
   TransportAnswer resolve(const Statements& all);
   TransportAnswer rest();
@@ -46,6 +49,7 @@ class VerbsTransport final : public Transport {
   Layer* layer_ = nullptr;
   Stage stage_ = kRunning;
   bool ok_ = false;
+  bool unresolved_ = false;  // given up between taking work back and knowing what of it was done
 };
 
 }  // namespace symvirt::hooks::verbs
