@@ -49,6 +49,7 @@ class Layer {
 
   // Replaced only while all gates are closed.
   std::unique_ptr<Directory> directory;
+  std::uint32_t psn_shift = 0;  // of connections rebuilt with it
 
   // The process cannot be quiesced, for this reason (the first one is kept). Any thread.
   void mark_immovable(const std::string& reason);

@@ -62,7 +62,7 @@ bool reopen(Layer& layer, const Patience& patience);
 // Connects to where the peers are now, and posts receives. The same.
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch);
 // Lets sends go, and the application.
-bool run_again(Layer& layer, std::uint64_t epoch, const Patience& patience);
+bool run_again(Layer& layer, const Patience& patience);
 
 // statement.cc
 // ----------------------------------------------------------------------------------------

@@ -167,6 +167,7 @@ struct VQp {
   ibv_qp_attr attr{};       // everything the application set since RESET
   int attr_mask = 0;
   const KeyTable* rkeys = nullptr;  // of the process at the other end; Directory's
+  std::uint32_t psn_shift = 0;      // of the connection as it is now; the other end has the same
   std::uint32_t async_events_given = 0;
 
   // During a quiesce and a resume only.

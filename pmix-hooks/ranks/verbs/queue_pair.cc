@@ -73,6 +73,8 @@ ibv_qp_attr real_attributes(VQp& qp, const ibv_qp_attr& attr, int mask) {
   if ((mask & IBV_QP_ACCESS_FLAGS) != 0 && qp.init.qp_type != IBV_QPT_UD)
     out.qp_access_flags |= IBV_ACCESS_REMOTE_WRITE;
   if ((mask & IBV_QP_AV) != 0) out.ah_attr = real_address(*qp.context, attr.ah_attr);
+  if ((mask & IBV_QP_RQ_PSN) != 0) out.rq_psn = (attr.rq_psn + qp.psn_shift) & kPsnMask;
+  if ((mask & IBV_QP_SQ_PSN) != 0) out.sq_psn = (attr.sq_psn + qp.psn_shift) & kPsnMask;
   if ((mask & IBV_QP_DEST_QPN) == 0) return out;
   qp.rkeys = nullptr;
   const Directory* const directory = qp.layer->directory.get();
@@ -127,14 +129,13 @@ int to_init(VQp& qp) {
   return modify(qp, attr, mask);
 }
 
-int to_ready_to_receive(VQp& qp, std::uint32_t psn_shift) {
+int to_ready_to_receive(VQp& qp) {
   ibv_qp_attr attr = qp.attr;
   attr.qp_state = IBV_QPS_RTR;
   int mask = IBV_QP_STATE;
   if (qp.init.qp_type != IBV_QPT_UD)
     mask |= IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN;
   if (is_reliable(qp)) mask |= IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
-  attr.rq_psn = (attr.rq_psn + psn_shift) & kPsnMask;
   attr = real_attributes(qp, attr, mask);
   // Both ends come to the same: the least of what they wanted, and of what the two ports do now.
   if (const auto* directory = qp.layer->directory.get()) {
@@ -149,13 +150,13 @@ int to_ready_to_receive(VQp& qp, std::uint32_t psn_shift) {
   return modify(qp, attr, mask);
 }
 
-int to_ready_to_send(VQp& qp, std::uint32_t psn_shift) {
+int to_ready_to_send(VQp& qp) {
   ibv_qp_attr attr = qp.attr;
   attr.qp_state = IBV_QPS_RTS;
-  attr.sq_psn = (attr.sq_psn + psn_shift) & kPsnMask;
   int mask = IBV_QP_STATE | IBV_QP_SQ_PSN;
   if (is_reliable(qp))
     mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
+  attr = real_attributes(qp, attr, mask);
   return modify(qp, attr, mask);
 }
 

@@ -20,8 +20,8 @@ bool can_send(const VQp& qp);      // in a state in which sends are executed
 
 // Steps of a rebuild; each brings the real queue pair one state on. 0 or errno.
 int to_init(VQp& qp);
-int to_ready_to_receive(VQp& qp, std::uint32_t psn_shift);
-int to_ready_to_send(VQp& qp, std::uint32_t psn_shift);
+int to_ready_to_receive(VQp& qp);
+int to_ready_to_send(VQp& qp);
 int to_error(VQp& qp);
 int to_reset(VQp& qp);
 

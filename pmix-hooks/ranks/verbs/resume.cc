@@ -142,7 +142,15 @@ bool peer_is_rebuilt(const VQp& qp, const Directory& directory) {
   return found && (found->qp->flags & kQpRebuild) != 0;
 }
 
-bool connect_qp(VQp& qp, std::uint64_t epoch) {
+// Connected here and not yet there: the other end, when it comes, takes the latest numbers.
+bool waits_for_peer(const VQp& qp, const Directory& directory) {
+  if (!is_connected(qp)) return false;
+  const auto found =
+      directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
+  return found && (found->qp->flags & kQpConnected) == 0;
+}
+
+bool connect_qp(VQp& qp) {
   if (!qp.rebuild || qp.pub.state == IBV_QPS_RESET) return true;
   if (to_reset(qp) != 0) return false;
   reset_counts(qp);
@@ -151,7 +159,8 @@ bool connect_qp(VQp& qp, std::uint64_t epoch) {
     return post_waiting_receives(qp);
   }
   if (to_init(qp) != 0 || !post_waiting_receives(qp)) return false;
-  return !wants_connection(qp) || to_ready_to_receive(qp, psn_shift(epoch)) == 0;
+  qp.psn_shift = qp.layer->psn_shift;
+  return !wants_connection(qp) || to_ready_to_receive(qp) == 0;
 }
 
 // Also for connections that stay: the tables are new.
@@ -160,15 +169,15 @@ void find_keys(VQp& qp) {
     static_cast<void>(real_attributes(qp, qp.attr, IBV_QP_AV | IBV_QP_DEST_QPN));
 }
 
-bool connect_context(VContext& context, std::uint64_t epoch) {
+bool connect_context(VContext& context) {
   const Directory& directory = *context.layer->directory;
   for (VAh* ah : context.ahs) {
     if (ah->real != nullptr) real_verbs()->destroy_ah(std::exchange(ah->real, nullptr));
     if (!make_real_ah(*ah)) return false;
   }
   for (VQp* qp : context.qps) {
-    if (peer_is_rebuilt(*qp, directory)) qp->rebuild = true;
-    if (!connect_qp(*qp, epoch)) return false;
+    if (peer_is_rebuilt(*qp, directory) || waits_for_peer(*qp, directory)) qp->rebuild = true;
+    if (!connect_qp(*qp)) return false;
     find_keys(*qp);
   }
   return std::all_of(context.srqs.begin(), context.srqs.end(),
@@ -210,13 +219,14 @@ bool reopen(Layer& layer, const Patience& patience) {
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch) {
   const std::lock_guard lock(layer.held_mutex);
   collect(layer);
+  layer.psn_shift = psn_shift(epoch);
   layer.directory = std::make_unique<Directory>(std::move(statements));
   bool all = true;
-  for (VContext* context : layer.contexts) all = connect_context(*context, epoch) && all;
+  for (VContext* context : layer.contexts) all = connect_context(*context) && all;
   return all;
 }
 
-bool run_again(Layer& layer, std::uint64_t epoch, const Patience& patience) {
+bool run_again(Layer& layer, const Patience& patience) {
   bool all = true;
   {
     const std::lock_guard lock(layer.held_mutex);
@@ -224,7 +234,7 @@ bool run_again(Layer& layer, std::uint64_t epoch, const Patience& patience) {
       for (VCq* cq : context->cqs) arm_again(*cq);
       for (VQp* qp : context->qps) {
         if (std::exchange(qp->rebuild, false) && wants_to_send(*qp))
-          all = to_ready_to_send(*qp, psn_shift(epoch)) == 0 && all;
+          all = to_ready_to_send(*qp) == 0 && all;
       }
       for (VQp* qp : context->qps) {
         all = post_waiting_receives(*qp) && send_waiting(layer, *qp, patience) && all;

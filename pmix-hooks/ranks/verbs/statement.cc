@@ -42,7 +42,8 @@ PortStatement describe_port(const VContext& context, std::size_t index) {
     }
   }
   for (const VQp* qp : context.qps) {
-    if ((qp->attr_mask & IBV_QP_PORT) != 0 && qp->attr.port_num == index + 1)
+    // One without a port may be on any later, and its number may be told to others already.
+    if ((qp->attr_mask & IBV_QP_PORT) == 0 || qp->attr.port_num == index + 1)
       out.qps.push_back(describe_qp(*qp));
   }
   return out;

@@ -132,9 +132,9 @@ TransportAnswer VerbsTransport::resume(std::uint64_t epoch, std::uint32_t,
     unresolved_ = false;
     return say(kConnected, connect(*layer_, all, epoch));
   }
-  if (!ok_) return say(kConnected, false);
+  if (!ok_) return say(kConnected, connect(*layer_, all, epoch));
   if (!everyone_ok(all, kConnected)) return say(kConnected, true);
-  run_again(*layer_, epoch, patience_);
+  run_again(*layer_, patience_);
   stage_ = kRunning;
   return {};
 }
