@@ -72,6 +72,13 @@ void StressJob::start() {
   }
 }
 
+void StressJob::await_devices() {
+  for (std::size_t i = 0; i < processes_.size(); ++i) {
+    while (running() && fabric_.held(static_cast<int>(i), processes_[i]->device).nothing())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 std::vector<StressResult> StressJob::join() {
   std::vector<StressResult> results;
   for (const auto& process : processes_) {

@@ -35,6 +35,9 @@ class StressJob {
   StressJob& operator=(const StressJob&) = delete;
 
   void start();
+  // Until every rank has its device open. Who opens the first one after others were moved does not
+  // know the numbers they carry (docs/status.md).
+  void await_devices();
   // Those whose bit is set get another device. give_up_after: rounds, then resumed where they are
   // (0: not).
   MoveReport move(unsigned moved_ranks, int give_up_after = 0);

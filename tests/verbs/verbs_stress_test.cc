@@ -65,6 +65,7 @@ void move_often(int ranks, StressOptions options) {
   StressJob job(ranks, options, {.seed = options.seed});
   Random random(options.seed * 31);
   job.start();
+  job.await_devices();
   std::uint64_t rested = 0;
   double drain = 0;
   double rebuild = 0;
@@ -75,7 +76,7 @@ void move_often(int ranks, StressOptions options) {
       job.deafen(random.below(1u << ranks));
       std::this_thread::sleep_for(milliseconds(random.below(30)));
     }
-    const int give_up = random.chance(15) ? static_cast<int>(1 + random.below(3)) : 0;
+    const int give_up = random.chance(15) ? static_cast<int>(1 + random.below(5)) : 0;
     const MoveReport report = job.move(random.below(1u << ranks), give_up);
     job.deafen(0);
     ASSERT_EQ(report.error, "") << "cycle " << cycle;

@@ -194,7 +194,7 @@ int poll_real(VCq& cq, int count, ibv_wc* wc) {
   const int found = cq.real->context->ops.poll_cq(cq.real, count, wc);
   int kept = 0;
   for (int i = 0; i < found; ++i) {
-    if (__builtin_expect(!account(*of(cq.pub.context), cq, wc[i]), 0)) continue;
+    if (__builtin_expect(!account(*of(cq.pub.context), wc[i]), 0)) continue;
     if (kept != i) wc[kept] = wc[i];
     ++kept;
   }
@@ -266,24 +266,41 @@ bool finish_srq_receive(VSrq& srq, ibv_wc& wc) {
   return true;
 }
 
+bool is_current(const VQp& qp, std::uint64_t layers_own_id) {
+  return (layers_own_id & 0xff) == qp.marker_sequence;
+}
+
+// Of a queue pair that was stopped by our own hand, or by the peer's: the work stays in the log, to
+// be repeated. With whatever status: what was wrong with it will be wrong again.
+void keep_for_later(VQp& qp, const ibv_wc& wc) {
+  if (is_marker(wc.wr_id)) {
+    qp.marker_done |= is_current(qp, wc.wr_id);
+  } else if (is_last_receive(wc.wr_id)) {
+    qp.last_receive_done |= is_current(qp, wc.wr_id);
+  } else if (qp.srq != nullptr && (wc.wr_id & 0xffff'ffff'0000'0000) == kSrqTag) {
+    const auto index = static_cast<std::uint32_t>(wc.wr_id);
+    if (index < qp.srq->slot_count) qp.srq->slots[index].posted = false;
+  } else {
+    ++qp.flushed;
+  }
+}
+
 // The opcode of a failed completion is undefined: whether it was a send or a receive is not known.
 // It does not matter: the queue pair is in its error state, and all its work comes back this way.
-bool account_error(VCq&, VQp& qp, ibv_wc& wc) {
+bool account_error(VQp& qp, ibv_wc& wc) {
   wc.qp_num = qp.pub.qp_num;
-  // The peer may have stopped its end a little earlier than we ours.
-  if (!qp.taken_back && wc.status == IBV_WC_RETRY_EXC_ERR && !qp.errored &&
-      (qp.layer->state.load(std::memory_order_relaxed) & kRecvsHeld) != 0) {
-    qp.flushed = 0;
+  // A quiesce holds receives, and the calls that would connect the peer: who does not wait for ever
+  // gives up because of us. If it is not because of us, it will happen again.
+  if ((wc.status == IBV_WC_RNR_RETRY_EXC_ERR || wc.status == IBV_WC_RETRY_EXC_ERR) &&
+      (qp.layer->state.load(std::memory_order_relaxed) & kPollsHeld) != 0)
     qp.taken_back = qp.rebuild = true;
-  }
-  if (qp.taken_back && (wc.status == IBV_WC_WR_FLUSH_ERR || wc.status == IBV_WC_RETRY_EXC_ERR)) {
-    ++qp.flushed;
-    if (is_marker(wc.wr_id) && (wc.wr_id & 0xff) == qp.marker_sequence) qp.marker_done = true;
-    return false;  // by our own hand: the work stays in the log, the application does not see it
+  if (qp.taken_back) {
+    keep_for_later(qp, wc);
+    return false;
   }
   if (qp.srq != nullptr && finish_srq_receive(*qp.srq, wc)) return true;
   qp.errored.store(true, std::memory_order_relaxed);
-  return !is_marker(wc.wr_id);
+  return !is_marker(wc.wr_id) && !is_last_receive(wc.wr_id);
 }
 
 struct SendBatch {
@@ -333,14 +350,14 @@ std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatc
 
 }  // namespace
 
-bool account(VContext& context, VCq& cq, ibv_wc& wc) {
+bool account(VContext& context, ibv_wc& wc) {
   VQp* const qp = context.numbers.find(wc.qp_num);
-  if (__builtin_expect(qp == nullptr, 0)) return !is_marker(wc.wr_id);
-  if (__builtin_expect(wc.status != IBV_WC_SUCCESS, 0)) return account_error(cq, *qp, wc);
+  if (__builtin_expect(qp == nullptr, 0)) return !is_marker(wc.wr_id) && !is_last_receive(wc.wr_id);
+  if (__builtin_expect(wc.status != IBV_WC_SUCCESS, 0)) return account_error(*qp, wc);
   wc.qp_num = qp->pub.qp_num;
   if ((wc.opcode & IBV_WC_RECV) == 0) {
     if (__builtin_expect(is_marker(wc.wr_id), 0)) {
-      if ((wc.wr_id & 0xff) == qp->marker_sequence) qp->marker_done = true;
+      if (is_current(*qp, wc.wr_id)) qp->marker_done = true;
       return false;
     }
     add_one(qp->sends_completed);

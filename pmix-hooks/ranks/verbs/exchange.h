@@ -42,10 +42,12 @@ struct Address {
 };
 
 enum QpFlags : std::uint32_t {
-  kQpRebuild = 1,    // the real one is new, or will be reset
-  kQpDrained = 2,    // nothing of it is on its way
-  kQpConnected = 4,  // RC or UC, and knows its peer
-  kQpStuck = 8,      // sends wait for a receiver that is not ready
+  kQpRebuild = 1,      // the real one is new, or will be reset
+  kQpDrained = 2,      // nothing of it is on its way
+  kQpConnected = 4,    // RC or UC, and knows its peer
+  kQpStuck = 8,        // sends wait for a receiver that is not ready
+  kQpNoReceives = 16,  // none is left at the device, and none will be posted: `received` is final
+  kQpTakenBack = 32,   // stopped by its own process, for that reason or because the peer is stuck
 };
 
 struct QpStatement {

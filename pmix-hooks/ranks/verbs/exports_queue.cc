@@ -152,23 +152,11 @@ void alone_with_logs(VQp& qp, F f) {
   }
 }
 
-// The other end may have been connected already when it was moved, and this one was not.
-std::uint32_t shift_of_peer(const VQp& qp) {
-  const Directory* const directory = qp.layer->directory.get();
-  if (directory == nullptr || qp.init.qp_type == IBV_QPT_UD) return 0;
-  const auto found =
-      directory->find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
-  const bool waits =
-      found && found->qp->peer_number == qp.pub.qp_num && (found->qp->flags & kQpConnected) != 0;
-  return waits ? qp.layer->psn_shift : 0;
-}
-
 int modify_virtual_qp(VQp& qp, const ibv_qp_attr& attr, int mask) {
   const ControlCall call(*qp.layer);
   if ((mask & IBV_QP_ALT_PATH) != 0)
     qp.layer->mark_immovable("alternate path (automatic path migration)");
   remember_attributes(qp, attr, mask);
-  if ((mask & IBV_QP_STATE) != 0 && attr.qp_state == IBV_QPS_RTR) qp.psn_shift = shift_of_peer(qp);
   ibv_qp_attr real = real_attributes(qp, attr, mask);
   const int error = real_verbs()->modify_qp(qp.real, &real, mask);
   if (error != 0) return error;

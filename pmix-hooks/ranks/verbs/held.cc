@@ -32,7 +32,7 @@ std::size_t pump_queue(VContext& context, VCq& cq) {
     total += static_cast<std::size_t>(found);
     bool shown = false;
     for (int i = 0; i < found; ++i) {
-      if (!account(context, cq, wc[i])) continue;
+      if (!account(context, wc[i])) continue;
       cq.soft.push_back(wc[i]);
       shown = true;
     }

@@ -49,7 +49,6 @@ class Layer {
 
   // Replaced only while all gates are closed.
   std::unique_ptr<Directory> directory;
-  std::uint32_t psn_shift = 0;  // of connections rebuilt with it
 
   // The process cannot be quiesced, for this reason (the first one is kept). Any thread.
   void mark_immovable(const std::string& reason);
@@ -89,7 +88,7 @@ inline bool forked(const Layer& layer) {
 void install_data_path(ibv_context_ops& ops);
 // Enters what one completion says into the books and turns it into the application's. False: it is
 // the layer's own, not to be shown. Under the queue's lock, or alone.
-bool account(VContext& context, VCq& cq, ibv_wc& wc);
+bool account(VContext& context, ibv_wc& wc);
 int post_records(VQp& qp, std::uint64_t from, std::uint64_t to);   // sends, to the real queue
 int post_receives(VQp& qp, std::uint64_t from, std::uint64_t to);  // the same for receives
 int post_srq_slot(VSrq& srq, std::uint32_t slot);

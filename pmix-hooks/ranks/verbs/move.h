@@ -20,10 +20,9 @@ using std::chrono::milliseconds;
 struct Patience {
   milliseconds control{2000};  // for create, modify, destroy calls under way
   milliseconds drain{5000};    // for what was sent, while something still comes
-  milliseconds silence{300};   // without any completion: what is out waits for a receiver
-  milliseconds flush{3000};    // for a queue pair that was errored to give its work back
+  milliseconds silence{300};   // without any completion: what is out may wait for a receiver
+  milliseconds flush{3000};    // for queue pairs that were errored to give their work back
   milliseconds arrival{2000};  // for what the peers have sent to come
-  milliseconds settle{30};     // for stragglers of errored queue pairs
   milliseconds device{5000};   // for a device to be there again
 };
 
@@ -37,17 +36,20 @@ using Statements = std::map<std::uint32_t, Statement>;
 void begin_move(Layer& layer);
 // Posts markers, collects completions. True: nothing that was sent is on its way any more.
 bool drain_sends(Layer& layer, const Patience& patience);
-// Whether every queue pair whose sends do not get on waits for a receiver that is not ready.
-bool all_wait_for_receivers(Layer& layer);
-// Takes back the work of those.
-void take_back_stuck(Layer& layer, const Patience& patience);
+// No process sends or posts receives any more, and `statements` were made after that: marks the
+// queue pairs whose sends do not get on. False: one of them waits for something else than a
+// receiver, or it is not known yet.
+bool find_stuck(Layer& layer, const Statements& statements, const Patience& patience);
+// Takes back their work, and stops the other ends of those of the peers: then nothing is executed
+// on such a connection any more, and the counts of both ends are final. False: not all has come
+// back yet; call it again.
+bool take_back_stuck(Layer& layer, const Statements& statements, const Patience& patience);
+// After a quiesce that was given up: the same for connections of which one end is stopped or new.
+bool take_back_half_rebuilt(Layer& layer, const Statements& statements, const Patience& patience);
 // Until as much has been received as the peers say they sent.
 bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience);
-// Whatever is in completion queues; what it completes is no longer at the device. Under the held
-// mutex. A queue pair that is reset without it would lose completions, and get finished work again.
-void collect(Layer& layer);
-// Stragglers: nothing came for a while.
-void settle(Layer& layer, const Patience& patience);
+// Held, and before queue pairs are reset: what they have completed so far. held_mutex is held.
+void take_in(Layer& layer);
 // With the peers' counts: what was executed of the work taken back is done.
 void resolve_taken_back(Layer& layer, const Statements& statements);
 // Destroys every real object and closes the devices.

@@ -167,16 +167,21 @@ struct VQp {
   ibv_qp_attr attr{};       // everything the application set since RESET
   int attr_mask = 0;
   const KeyTable* rkeys = nullptr;  // of the process at the other end; Directory's
-  std::uint32_t psn_shift = 0;      // of the connection as it is now; the other end has the same
+  std::uint32_t psn_shift = 0;      // real packet numbers less the application's
   std::uint32_t async_events_given = 0;
 
   // During a quiesce and a resume only.
   bool marker_out = false;
   bool marker_done = false;
   std::uint8_t marker_sequence = 0;
-  bool taken_back = false;    // in state ERR by our own hand
+  bool stuck = false;                   // its sends wait for a receiver
+  std::atomic<bool> taken_back{false};  // in state ERR by our own hand
+  bool last_receive_out = false;        // posted behind all receives, then
+  bool last_receive_done = false;
+  bool all_back = false;      // all that was posted has come back
   bool rebuild = false;       // new real object, or reset
-  std::uint64_t flushed = 0;  // completions that came because of it
+  bool fresh = false;         // new, and nothing was done with it
+  std::uint64_t flushed = 0;  // completions that came because it was taken back
 
   std::size_t place = 0;
 };

@@ -73,7 +73,6 @@ ibv_qp_attr real_attributes(VQp& qp, const ibv_qp_attr& attr, int mask) {
   if ((mask & IBV_QP_ACCESS_FLAGS) != 0 && qp.init.qp_type != IBV_QPT_UD)
     out.qp_access_flags |= IBV_ACCESS_REMOTE_WRITE;
   if ((mask & IBV_QP_AV) != 0) out.ah_attr = real_address(*qp.context, attr.ah_attr);
-  if ((mask & IBV_QP_RQ_PSN) != 0) out.rq_psn = (attr.rq_psn + qp.psn_shift) & kPsnMask;
   if ((mask & IBV_QP_SQ_PSN) != 0) out.sq_psn = (attr.sq_psn + qp.psn_shift) & kPsnMask;
   if ((mask & IBV_QP_DEST_QPN) == 0) return out;
   qp.rkeys = nullptr;
@@ -108,12 +107,27 @@ void forget_work(VQp& qp) {
   qp.recvs_completed = 0;
   qp.srq_received = 0;
   qp.errored = false;
-  qp.taken_back = false;
+  qp.psn_shift = 0;
+  forget_taking_back(qp);
+}
+
+void forget_taking_back(VQp& qp) {
+  qp.stuck = qp.taken_back = qp.all_back = false;
+  qp.last_receive_out = qp.last_receive_done = false;
+  qp.flushed = 0;
 }
 
 bool is_connected(const VQp& qp) {
   return qp.init.qp_type != IBV_QPT_UD && (qp.attr_mask & IBV_QP_DEST_QPN) != 0 &&
          qp.pub.state != IBV_QPS_RESET && qp.pub.state != IBV_QPS_INIT;
+}
+
+const QpStatement* peer_of(const VQp& qp, const Directory& directory) {
+  if (!is_connected(qp)) return nullptr;
+  const auto found =
+      directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
+  if (!found || found->qp->peer_number != qp.pub.qp_num) return nullptr;
+  return (found->qp->flags & kQpConnected) != 0 ? found->qp : nullptr;
 }
 
 bool can_send(const VQp& qp) {
@@ -136,6 +150,7 @@ int to_ready_to_receive(VQp& qp) {
   if (qp.init.qp_type != IBV_QPT_UD)
     mask |= IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN;
   if (is_reliable(qp)) mask |= IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
+  attr.rq_psn = (attr.rq_psn + qp.psn_shift) & kPsnMask;
   attr = real_attributes(qp, attr, mask);
   // Both ends come to the same: the least of what they wanted, and of what the two ports do now.
   if (const auto* directory = qp.layer->directory.get()) {
@@ -153,10 +168,10 @@ int to_ready_to_receive(VQp& qp) {
 int to_ready_to_send(VQp& qp) {
   ibv_qp_attr attr = qp.attr;
   attr.qp_state = IBV_QPS_RTS;
+  attr.sq_psn = (attr.sq_psn + qp.psn_shift) & kPsnMask;
   int mask = IBV_QP_STATE | IBV_QP_SQ_PSN;
   if (is_reliable(qp))
     mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
-  attr = real_attributes(qp, attr, mask);
   return modify(qp, attr, mask);
 }
 

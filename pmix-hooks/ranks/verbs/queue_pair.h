@@ -14,9 +14,12 @@ void make_visible(const VQp& qp, ibv_qp_attr& attr, ibv_qp_init_attr& init);
 
 // After RESET: nothing is posted, nobody is the peer.
 void forget_work(VQp& qp);
+void forget_taking_back(VQp& qp);
 
 bool is_connected(const VQp& qp);  // RC or UC that knows its peer
-bool can_send(const VQp& qp);      // in a state in which sends are executed
+// The other end, where both know each other; null: not (yet) so.
+const QpStatement* peer_of(const VQp& qp, const Directory& directory);
+bool can_send(const VQp& qp);  // in a state in which sends are executed
 
 // Steps of a rebuild; each brings the real queue pair one state on. 0 or errno.
 int to_init(VQp& qp);

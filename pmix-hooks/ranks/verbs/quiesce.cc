@@ -1,6 +1,5 @@
 #include <sched.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <thread>
 
@@ -45,6 +44,7 @@ bool pump_until(Layer& layer, milliseconds limit, milliseconds silence, F done) 
   }
 }
 
+// Only while both are held.
 void retire(VQp& qp) {
   qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
   if (qp.srq == nullptr) qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
@@ -77,7 +77,9 @@ bool post_marker(VQp& qp) {
 
 // One look at a queue pair: true when nothing of it is out.
 bool is_drained(VQp& qp) {
-  retire(qp);
+  // Sends only: the application may be posting receives, and does that itself.
+  qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
+  if (qp.taken_back) return false;  // its receives have to be collected, too
   if (qp.marker_done) {
     retire_all_sends(qp);
     qp.marker_out = qp.marker_done = false;
@@ -94,29 +96,55 @@ bool is_drained(VQp& qp) {
   return false;
 }
 
-// Whether the work that does not get on waits for a receiver. What is in front of that send has
-// been executed then (a receiver that is not ready acknowledges everything before), and
-// unsignalled, or it would be known. A signalled write, read or atomic that is not done waits for
-// something else.
-bool waits_for_receiver(VQp& qp) {
+enum class WaitsFor { kReceiver, kPerhapsReceiver, kSomethingElse };
+
+// What the work that does not get on waits for. The peer has no receive left and its count is
+// final, so it is known which of the sends it has executed; the next one has to wait. Work in front
+// of that one which needs no receive is executed, or soon will be: if it is signalled that will be
+// told, if not, some silence has to do.
+WaitsFor waits_for(VQp& qp, const QpStatement* peer) {
+  if (qp.init.qp_type != IBV_QPT_RC) return WaitsFor::kSomethingElse;
+  if (peer != nullptr && (peer->flags & kQpNoReceives) == 0) return WaitsFor::kSomethingElse;
+  const std::uint64_t received = peer == nullptr ? 0 : peer->received;
+  std::uint64_t executed = received - std::min(received, qp.sends.consumed);
+  bool known = peer != nullptr;
   for (std::uint64_t i = qp.sends.tail; i != qp.sends.real; ++i) {
     const SendRecord& r = qp.sends.record(i);
-    if (r.consumes_receive != 0) return true;
-    if (r.signalled != 0) return false;
+    if (r.consumes_receive != 0) {
+      if (executed == 0) return known ? WaitsFor::kReceiver : WaitsFor::kPerhapsReceiver;
+      --executed;
+    } else if (r.signalled != 0) {
+      return WaitsFor::kSomethingElse;
+    } else if (executed == 0) {
+      known = false;
+    }
   }
-  return qp.sends.tail == qp.sends.real;
+  return WaitsFor::kSomethingElse;
 }
 
-// What a queue pair in error gives back: its receives, whose number is known exactly, and sends.
-// Sends at the front that do not come back were done, and unsignalled.
-std::uint64_t work_out(VQp& qp) {
+bool takes_receives(const VQp& qp) { return qp.srq == nullptr && qp.cap.max_recv_wr > 0; }
+
+// Behind the last receive of an errored queue pair.
+bool post_last_receive(VQp& qp) {
+  ibv_recv_wr wr{};
+  wr.wr_id = kLastReceiveId | qp.marker_sequence;
+  ibv_recv_wr* bad = nullptr;
+  if (qp.real->context->ops.post_recv(qp.real, &wr, &bad) != 0) return false;
+  // Some devices (rxe) look for work to flush only when they are told the state.
+  return to_error(qp) == 0;
+}
+
+// One look at an errored queue pair: true when all that was posted has come back, which the last of
+// each queue says. What did not come back was done, and not told because nobody had asked: the
+// first of the sends.
+bool is_all_back(VQp& qp) {
+  if (qp.all_back) return true;
   retire(qp);
+  if (!qp.marker_out) qp.marker_out = post_marker(qp);
+  if (!qp.last_receive_out && takes_receives(qp)) qp.last_receive_out = post_last_receive(qp);
+  if (!qp.marker_done || (takes_receives(qp) && !qp.last_receive_done)) return false;
   const std::uint64_t receives = qp.srq == nullptr ? qp.recvs.real - qp.recvs.tail : 0;
-  return receives + (qp.sends.real - qp.sends.tail) + (qp.marker_out ? 1u : 0u);
-}
-
-void count_what_came_back(VQp& qp) {
-  const std::uint64_t out = work_out(qp);
+  const std::uint64_t out = receives + (qp.sends.real - qp.sends.tail);
   for (std::uint64_t done = out - std::min(out, qp.flushed);
        done > 0 && qp.sends.tail != qp.sends.real; --done) {
     const SendRecord& r = qp.sends.record(qp.sends.tail);
@@ -125,6 +153,23 @@ void count_what_came_back(VQp& qp) {
     ++qp.sends.tail;
   }
   qp.marker_out = qp.marker_done = false;
+  return qp.all_back = true;
+}
+
+// Nothing is executed at such a queue pair any more; what was in front of it is polled later.
+bool stop(const std::vector<VQp*>& qps) {
+  bool all = true;
+  for (VQp* qp : qps) all = to_error(*qp) == 0 && all;
+  return all;
+}
+
+// Until all of them have their work back.
+bool collect(Layer& layer, const Patience& patience) {
+  return pump_until(layer, patience.flush, patience.flush, [&layer] {
+    bool all = true;
+    for_each_qp(layer, [&all](VQp& qp) { all = (!qp.taken_back || is_all_back(qp)) && all; });
+    return all;
+  });
 }
 
 ibv_wc_opcode completion_opcode(std::uint8_t opcode) {
@@ -160,14 +205,6 @@ void finish_first(VQp& qp) {
   if (cq.armed.exchange(VCq::kNo, std::memory_order_relaxed) != VCq::kNo) raise_event(cq);
 }
 
-const QpStatement* peer_of(const VQp& qp, const Directory& directory) {
-  if (!is_connected(qp)) return nullptr;
-  const auto found =
-      directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
-  if (!found || found->qp->peer_number != qp.pub.qp_num) return nullptr;
-  return (found->qp->flags & kQpConnected) != 0 ? found->qp : nullptr;
-}
-
 void destroy_objects(VContext& context) {
   const RealVerbs& v = *real_verbs();
   const auto drop = [](auto& list, auto destroy) {
@@ -198,6 +235,7 @@ void call_back_work(VContext& context) {
     if (!can_send(*qp) && !qp->taken_back) retire_all_sends(*qp);
     qp->sends.real = qp->sends.tail;
     qp->recvs.real = qp->recvs.tail;
+    forget_taking_back(*qp);
   }
   for (VSrq* srq : context.srqs) {
     for (std::uint32_t i = 0; i < srq->slot_count; ++i) srq->slots[i].posted = false;
@@ -211,9 +249,11 @@ void begin_move(Layer& layer) {
     if (context->real == nullptr) continue;
     context->now = read_ports(*context);
     if (context->known.empty()) context->known = context->now;
+    const std::lock_guard lock(layer.held_mutex);
     for (VQp* qp : context->qps) {
       ++qp->marker_sequence;
       qp->marker_out = qp->marker_done = false;
+      forget_taking_back(*qp);
     }
   }
 }
@@ -226,40 +266,54 @@ bool drain_sends(Layer& layer, const Patience& patience) {
   });
 }
 
-bool all_wait_for_receivers(Layer& layer) {
-  bool all = true;
-  const std::lock_guard lock(layer.held_mutex);
-  for_each_qp(layer, [&all](VQp& qp) {
-    all = all && (qp.taken_back || is_drained(qp) || waits_for_receiver(qp));
-  });
-  return all;
+bool find_stuck(Layer& layer, const Statements& statements, const Patience& patience) {
+  const Directory directory(statements);
+  bool perhaps = false;
+  const auto look = [&] {
+    bool sure = perhaps = true;
+    for_each_qp(layer, [&](VQp& qp) {
+      qp.stuck = !is_drained(qp);
+      if (!qp.stuck || qp.taken_back) return;
+      const WaitsFor what = waits_for(qp, peer_of(qp, directory));
+      sure = sure && what == WaitsFor::kReceiver;
+      perhaps = perhaps && what != WaitsFor::kSomethingElse;
+    });
+    return sure;
+  };
+  return pump_until(layer, patience.drain, patience.silence, look) || perhaps;
 }
 
-// All are stopped before anything is waited for: a peer's work on one that was stopped here is not
-// answered any more, and the peer's patience with it (its retries) is short.
-void take_back_stuck(Layer& layer, const Patience& patience) {
+bool take_back_stuck(Layer& layer, const Statements& statements, const Patience& patience) {
+  const Directory directory(statements);
   std::vector<VQp*> stuck;
   {
+    // All are marked before anything is polled: a peer that is faster than we are has stopped its
+    // end, and ours may have noticed.
     const std::lock_guard lock(layer.held_mutex);
-    for_each_qp(layer, [&stuck](VQp& qp) {
-      if (!qp.taken_back && is_drained(qp)) return;
-      if (!qp.taken_back) qp.flushed = 0;
+    for_each_qp(layer, [&](VQp& qp) {
+      const QpStatement* const peer = peer_of(qp, directory);
+      if (!qp.stuck && (peer == nullptr || (peer->flags & kQpStuck) == 0)) return;
       qp.taken_back = qp.rebuild = true;
       stuck.push_back(&qp);
     });
   }
-  for (VQp* qp : stuck) to_error(*qp);
-  const auto all = [&stuck](auto holds) { return std::all_of(stuck.begin(), stuck.end(), holds); };
-  const auto is_back = [](VQp* qp) { return qp->flushed >= work_out(*qp); };
-  // The marker is the last in its queue. Where the queue was too full for one, all that is known is
-  // that nothing comes any more.
-  const auto is_last_back = [](VQp* qp) { return !qp->marker_out || qp->marker_done; };
-  const auto limit = Clock::now() + patience.flush;
-  while (!pump_until(layer, patience.flush, patience.silence, [&] { return all(is_back); }) &&
-         !all(is_last_back) && Clock::now() < limit) {
+  return stop(stuck) && collect(layer, patience);
+}
+
+bool take_back_half_rebuilt(Layer& layer, const Statements& statements, const Patience& patience) {
+  const Directory directory(statements);
+  std::vector<VQp*> half;
+  {
+    const std::lock_guard lock(layer.held_mutex);
+    for_each_qp(layer, [&](VQp& qp) {
+      const QpStatement* const peer = peer_of(qp, directory);
+      if (qp.fresh || qp.all_back || peer == nullptr) return;
+      if (!qp.rebuild && (peer->flags & kQpRebuild) == 0) return;
+      qp.taken_back = qp.rebuild = true;
+      half.push_back(&qp);
+    });
   }
-  const std::lock_guard lock(layer.held_mutex);
-  for (VQp* qp : stuck) count_what_came_back(*qp);
+  return stop(half) && collect(layer, patience);
 }
 
 bool await_arrivals(Layer& layer, const Statements& statements, const Patience& patience) {
@@ -270,7 +324,7 @@ bool await_arrivals(Layer& layer, const Statements& statements, const Patience& 
       const QpStatement* const peer = peer_of(qp, directory);
       // Unreliable ones may have lost some, and one in error says nothing.
       if (peer == nullptr || qp.init.qp_type != IBV_QPT_RC || qp.errored || qp.taken_back) return;
-      if ((peer->flags & kQpStuck) != 0) return;
+      if ((peer->flags & (kQpStuck | kQpTakenBack)) != 0) return;
       const std::uint64_t received = qp.recvs_completed + qp.srq_received;
       all = all && received >= peer->sent;
     });
@@ -278,13 +332,9 @@ bool await_arrivals(Layer& layer, const Statements& statements, const Patience& 
   });
 }
 
-void collect(Layer& layer) {
+void take_in(Layer& layer) {
   pump(layer);
   for_each_qp(layer, [](VQp& qp) { retire(qp); });
-}
-
-void settle(Layer& layer, const Patience& patience) {
-  pump_until(layer, patience.arrival, patience.settle, [] { return false; });
 }
 
 void resolve_taken_back(Layer& layer, const Statements& statements) {
@@ -293,7 +343,10 @@ void resolve_taken_back(Layer& layer, const Statements& statements) {
   for_each_qp(layer, [&](VQp& qp) {
     if (!qp.taken_back) return;
     const QpStatement* const peer = peer_of(qp, directory);
-    while (peer != nullptr && qp.sends.consumed < peer->received && qp.sends.tail != qp.sends.real)
+    if (peer == nullptr) return;
+    // Unreliable ones rather lose a message than send it twice.
+    const bool lose = qp.init.qp_type != IBV_QPT_RC;
+    while (qp.sends.tail != qp.sends.real && (lose || qp.sends.consumed < peer->received))
       finish_first(qp);
   });
 }

@@ -23,8 +23,12 @@ bool wants_to_send(const VQp& qp) {
 }
 
 // Both ends shift their packet numbers by the same: a packet of the old connection that is still
-// somewhere in the fabric finds another number.
-std::uint32_t psn_shift(std::uint64_t epoch) { return static_cast<std::uint32_t>(epoch * 65'537); }
+// somewhere in the fabric finds another number. Where only one of them knows the other so far, the
+// other will come with the number that the application gave it.
+std::uint32_t psn_shift(const VQp& qp, std::uint64_t epoch) {
+  if (peer_of(qp, *qp.layer->directory) == nullptr) return 0;
+  return static_cast<std::uint32_t>(epoch * 65'537);
+}
 
 // By its name, or else one of the same kind: names follow the order of discovery.
 bool open_a_device(VContext& context) {
@@ -60,7 +64,7 @@ bool make_qp(VContext& context, VQp& qp) {
   if (!make_real_qp(qp)) return false;
   qp.cap = before;  // the application's limits stay
   context.numbers.set(qp.real->qp_num, &qp);
-  qp.rebuild = true;
+  qp.rebuild = qp.fresh = true;
   return true;
 }
 
@@ -107,7 +111,8 @@ void reset_counts(VQp& qp) {
   qp.sends_completed = 0;
   qp.recvs_completed = 0;
   qp.srq_received = 0;
-  qp.taken_back = false;
+  qp.fresh = false;
+  forget_taking_back(qp);
   qp.sends.real = qp.sends.tail;
   qp.recvs.real = qp.recvs.tail;
 }
@@ -142,24 +147,16 @@ bool peer_is_rebuilt(const VQp& qp, const Directory& directory) {
   return found && (found->qp->flags & kQpRebuild) != 0;
 }
 
-// Connected here and not yet there: the other end, when it comes, takes the latest numbers.
-bool waits_for_peer(const VQp& qp, const Directory& directory) {
-  if (!is_connected(qp)) return false;
-  const auto found =
-      directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
-  return found && (found->qp->flags & kQpConnected) == 0;
-}
-
-bool connect_qp(VQp& qp) {
+bool connect_qp(VQp& qp, std::uint64_t epoch) {
   if (!qp.rebuild || qp.pub.state == IBV_QPS_RESET) return true;
   if (to_reset(qp) != 0) return false;
   reset_counts(qp);
+  qp.psn_shift = psn_shift(qp, epoch);
   if (qp.pub.state == IBV_QPS_ERR || qp.errored) {
     if (to_error(qp) != 0) return false;
     return post_waiting_receives(qp);
   }
   if (to_init(qp) != 0 || !post_waiting_receives(qp)) return false;
-  qp.psn_shift = qp.layer->psn_shift;
   return !wants_connection(qp) || to_ready_to_receive(qp) == 0;
 }
 
@@ -169,15 +166,15 @@ void find_keys(VQp& qp) {
     static_cast<void>(real_attributes(qp, qp.attr, IBV_QP_AV | IBV_QP_DEST_QPN));
 }
 
-bool connect_context(VContext& context) {
+bool connect_context(VContext& context, std::uint64_t epoch) {
   const Directory& directory = *context.layer->directory;
   for (VAh* ah : context.ahs) {
     if (ah->real != nullptr) real_verbs()->destroy_ah(std::exchange(ah->real, nullptr));
     if (!make_real_ah(*ah)) return false;
   }
   for (VQp* qp : context.qps) {
-    if (peer_is_rebuilt(*qp, directory) || waits_for_peer(*qp, directory)) qp->rebuild = true;
-    if (!connect_qp(*qp)) return false;
+    if (peer_is_rebuilt(*qp, directory)) qp->rebuild = true;
+    if (!connect_qp(*qp, epoch)) return false;
     find_keys(*qp);
   }
   return std::all_of(context.srqs.begin(), context.srqs.end(),
@@ -218,11 +215,10 @@ bool reopen(Layer& layer, const Patience& patience) {
 
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch) {
   const std::lock_guard lock(layer.held_mutex);
-  collect(layer);
-  layer.psn_shift = psn_shift(epoch);
+  take_in(layer);
   layer.directory = std::make_unique<Directory>(std::move(statements));
   bool all = true;
-  for (VContext* context : layer.contexts) all = connect_context(*context) && all;
+  for (VContext* context : layer.contexts) all = connect_context(*context, epoch) && all;
   return all;
 }
 
@@ -233,13 +229,16 @@ bool run_again(Layer& layer, const Patience& patience) {
     for (VContext* context : layer.contexts) {
       for (VCq* cq : context->cqs) arm_again(*cq);
       for (VQp* qp : context->qps) {
+        qp->fresh = false;
         if (std::exchange(qp->rebuild, false) && wants_to_send(*qp))
           all = to_ready_to_send(*qp) == 0 && all;
       }
-      for (VQp* qp : context->qps) {
-        all = post_waiting_receives(*qp) && send_waiting(layer, *qp, patience) && all;
-      }
+      for (VQp* qp : context->qps) all = post_waiting_receives(*qp) && all;
       for (VSrq* srq : context->srqs) all = post_waiting_srq(*srq) && all;
+    }
+    // Last: some may have to wait for room, and peers' sends wait for those receives.
+    for (VContext* context : layer.contexts) {
+      for (VQp* qp : context->qps) all = send_waiting(layer, *qp, patience) && all;
     }
     layer.state.store(kCarried, std::memory_order_release);
   }

@@ -1,10 +1,23 @@
 // What this process tells the others about itself.
+#include <algorithm>
+
 #include "pmix-hooks/ranks/verbs/addresses.h"
 #include "pmix-hooks/ranks/verbs/move.h"
 #include "pmix-hooks/ranks/verbs/queue_pair.h"
 
 namespace symvirt::hooks::verbs {
 namespace {
+
+// Whether somebody's send may still find a receive here.
+bool receives_left(const VQp& qp) {
+  if ((qp.layer->state.load(std::memory_order_relaxed) & kRecvsHeld) == 0) return true;
+  if (qp.srq == nullptr) {
+    const std::uint64_t done = qp.recvs_completed.load(std::memory_order_relaxed);
+    return qp.recvs.real - qp.recvs.tail > done - qp.recvs.retired;
+  }
+  return std::any_of(qp.srq->slots.get(), qp.srq->slots.get() + qp.srq->slot_count,
+                     [](const SrqSlot& s) { return s.posted && s.busy.load(); });
+}
 
 QpStatement describe_qp(const VQp& qp) {
   QpStatement out;
@@ -13,7 +26,9 @@ QpStatement describe_qp(const VQp& qp) {
   out.real_number = qp.real == nullptr ? 0 : qp.real->qp_num;
   if (qp.rebuild) out.flags |= kQpRebuild;
   if (qp.sends.tail == qp.sends.real) out.flags |= kQpDrained;
-  if (qp.taken_back) out.flags |= kQpStuck;
+  if (qp.stuck) out.flags |= kQpStuck;
+  if (qp.taken_back) out.flags |= kQpTakenBack;
+  if (!receives_left(qp)) out.flags |= kQpNoReceives;
   const bool alive = !qp.errored.load(std::memory_order_relaxed) && qp.pub.state != IBV_QPS_ERR;
   if (is_connected(qp) && alive) {
     out.flags |= kQpConnected;
@@ -42,7 +57,7 @@ PortStatement describe_port(const VContext& context, std::size_t index) {
     }
   }
   for (const VQp* qp : context.qps) {
-    // One without a port may be on any later, and its number may be told to others already.
+    // One that has no port yet may have told its number to others, and be sent to at any.
     if ((qp->attr_mask & IBV_QP_PORT) == 0 || qp->attr.port_num == index + 1)
       out.qps.push_back(describe_qp(*qp));
   }
@@ -52,6 +67,7 @@ PortStatement describe_port(const VContext& context, std::size_t index) {
 }  // namespace
 
 Statement describe(Layer& layer, std::uint32_t stage, bool ok) {
+  const std::lock_guard lock(layer.held_mutex);
   Statement out;
   out.stage = stage;
   out.ok = ok;

@@ -26,6 +26,22 @@ bool everyone_reached(const Statements& all, std::uint32_t stage) {
                      [stage](const auto& entry) { return entry.second.stage >= stage; });
 }
 
+// Whether work was taken back and not sorted out, or some connections are new and others not.
+bool is_half_rebuilt(const Statements& all) {
+  bool rebuilt = false;
+  bool kept = false;
+  for (const auto& [rank, statement] : all) {
+    for (const PortStatement& port : statement.ports) {
+      for (const QpStatement& qp : port.qps) {
+        if ((qp.flags & kQpTakenBack) != 0) return true;
+        if ((qp.flags & kQpConnected) == 0) continue;
+        ((qp.flags & kQpRebuild) != 0 ? rebuilt : kept) = true;
+      }
+    }
+  }
+  return rebuilt && kept;
+}
+
 }  // namespace
 
 TransportAnswer VerbsTransport::say(Stage stage, bool ok) {
@@ -37,7 +53,7 @@ TransportAnswer VerbsTransport::say(Stage stage, bool ok) {
 TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
                                         const Payloads& payloads) {
   if (round == 1 && stage_ == kRunning) layer_ = &find_layer_();
-  if (layer_ == nullptr || !layer_->ever_opened) return {};
+  if (layer_ == nullptr) return {};
   const Statements all = read(payloads);
   switch (stage_) {
     case kRunning:
@@ -45,15 +61,17 @@ TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
     case kSendsStopped:
       return everyone_reached(all, kSendsStopped) ? stop_receives(all) : say(stage_, ok_);
     case kReceivesStopped:
-      return everyone_ok(all, kReceivesStopped) ? take_back() : look_again();
+      return everyone_ok(all, kReceivesStopped) ? take_back(all) : look(all);
     case kTakenBack:
-      return everyone_ok(all, kTakenBack) ? count(all) : say(stage_, ok_);
-    case kCounted:
-      return everyone_reached(all, kCounted) ? resolve(all) : say(stage_, ok_);
+      if (!ok_) return take_back(all);
+      return everyone_ok(all, kTakenBack) ? resolve(all) : say(kTakenBack, true);
     case kAtRest:
       return {};
-    case kReopened:
     case kConnected:
+      // Others may run already, and send to us. Our own sends are still held.
+      return stop_sends();
+    case kReopened:
+    case kSettled:
       break;
   }
   // Asked to rest in the middle of a resume: whatever is there is closed.
@@ -62,48 +80,55 @@ TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
 
 // Round 1. From here on posted sends are only written down.
 TransportAnswer VerbsTransport::stop_sends() {
+  stage_ = kRunning;
+  ok_ = false;
+  // Objects may still come and go: nothing is said of them.
   if (!layer_->control.close(static_cast<int>(patience_.control.count())))
-    return say(kRunning, false);
+    return {true, encode(Statement{})};
+  // Nothing to say; and none is opened before the resume.
+  if (!layer_->ever_opened) {
+    stage_ = kAtRest;
+    return {};
+  }
   layer_->change_state(kCarried | kSendsHeld | kPollsHeld, 0);
   begin_move(*layer_);
   return say(kSendsStopped, drain_sends(*layer_, patience_));
 }
 
 // Round 2. No process sends any more. If all that was sent has been executed, and has come here,
-// this is rest.
+// this is rest. If not, somebody's sends do not get on; what they wait for can be said when nobody
+// posts receives any more, which is so in the next round.
 TransportAnswer VerbsTransport::stop_receives(const Statements& all) {
   layer_->change_state(kRecvsHeld, 0);
-  if (stage_ == kSendsStopped && everyone_ok(all, kSendsStopped)) {
+  if (everyone_ok(all, kSendsStopped)) {
     if (await_arrivals(*layer_, all, patience_)) return rest();
     return say(kSendsStopped, true);
   }
-  return look_again();
+  static_cast<void>(drain_sends(*layer_, {.drain = {}}));
+  return say(kReceivesStopped, false);
 }
 
-// Somebody's sends do not get on. To take them back is to stop the queue pair, and what its peer
-// has under way on it is lost then: so nobody does before everybody's work is done or waits for a
-// receiver, and can be counted.
-TransportAnswer VerbsTransport::look_again() {
-  const bool drained = drain_sends(*layer_, patience_);
-  return say(kReceivesStopped, drained || all_wait_for_receivers(*layer_));
+// Round 3. To take sends back is to stop the connection, and what the peer has under way on it
+// would be lost: so nobody does before everybody's work is done or waits for a receiver.
+TransportAnswer VerbsTransport::look(const Statements& all) {
+  return say(kReceivesStopped, find_stuck(*layer_, all, patience_));
 }
 
-// Round 3.
-TransportAnswer VerbsTransport::take_back() {
-  take_back_stuck(*layer_, patience_);
-  return say(kTakenBack, true);
+// Round 4. Both ends stop what one of them could not send.
+TransportAnswer VerbsTransport::take_back(const Statements& all) {
+  return say(kTakenBack, take_back_stuck(*layer_, all, patience_));
 }
 
-// Round 4. Nothing is on its way in the whole job, so the counts are final.
-TransportAnswer VerbsTransport::count(const Statements& all) {
-  await_arrivals(*layer_, all, patience_);
-  settle(*layer_, patience_);
-  return say(kCounted, true);
-}
-
+// Round 5. Nothing is executed any more in the whole job, so the counts are final.
 TransportAnswer VerbsTransport::resolve(const Statements& all) {
   resolve_taken_back(*layer_, all);
-  return rest();
+  return await_arrivals(*layer_, all, patience_) ? rest() : say(kTakenBack, true);
+}
+
+// After a quiesce that was given up between taking back and rest: as rounds 4 and 5 of that, in
+// which not everybody may have been.
+TransportAnswer VerbsTransport::settle(const Statements& all) {
+  return say(kSettled, take_back_half_rebuilt(*layer_, all, patience_));
 }
 
 TransportAnswer VerbsTransport::rest() {
@@ -115,21 +140,27 @@ TransportAnswer VerbsTransport::rest() {
 
 TransportAnswer VerbsTransport::resume(std::uint64_t epoch, std::uint32_t,
                                        const Payloads& payloads) {
-  if (layer_ == nullptr || !layer_->ever_opened ||
-      (stage_ == kRunning && !layer_->control.closed()))
+  if (layer_ == nullptr || (stage_ == kRunning && !layer_->control.closed())) return {};
+  if (!layer_->ever_opened) {
+    stage_ = kRunning;
+    layer_->control.open();
     return {};
+  }
   const Statements all = read(payloads);
-  if (stage_ != kReopened && stage_ != kConnected) {
-    unresolved_ = stage_ == kTakenBack || stage_ == kCounted;
-    if (unresolved_) settle(*layer_, patience_);
+  if (stage_ < kReopened) {
     layer_->change_state(kCarried | kSendsHeld | kRecvsHeld | kPollsHeld, 0);
     return say(kReopened, reopen(*layer_, patience_));
   }
   if (stage_ == kReopened) {
     if (!ok_) return say(kReopened, reopen(*layer_, patience_));
     if (!everyone_ok(all, kReopened)) return say(kReopened, true);
-    if (unresolved_) resolve_taken_back(*layer_, all);
-    unresolved_ = false;
+    if (is_half_rebuilt(all)) return settle(all);
+    return say(kConnected, connect(*layer_, all, epoch));
+  }
+  if (stage_ == kSettled) {
+    if (!ok_) return settle(all);
+    if (!everyone_ok(all, kSettled)) return say(kSettled, true);
+    resolve_taken_back(*layer_, all);
     return say(kConnected, connect(*layer_, all, epoch));
   }
   if (!ok_) return say(kConnected, connect(*layer_, all, epoch));

@@ -29,18 +29,18 @@ class VerbsTransport final : public Transport {
     kSendsStopped = 1,
     kReceivesStopped = 2,
     kTakenBack = 3,
-    kCounted = 4,
-    kAtRest = 5,
+    kAtRest = 4,
     kReopened = 11,
-    kConnected = 12,
+    kSettled = 12,
+    kConnected = 13,
   };
 
   TransportAnswer stop_sends();
   TransportAnswer stop_receives(const Statements& all);
-  TransportAnswer look_again();
-  TransportAnswer take_back();
-  TransportAnswer count(const Statements& all);
+  TransportAnswer look(const Statements& all);
+  TransportAnswer take_back(const Statements& all);
   TransportAnswer resolve(const Statements& all);
+  TransportAnswer settle(const Statements& all);
   TransportAnswer rest();
   TransportAnswer say(Stage stage, bool ok);
 
@@ -49,7 +49,6 @@ class VerbsTransport final : public Transport {
   Layer* layer_ = nullptr;
   Stage stage_ = kRunning;
   bool ok_ = false;
-  bool unresolved_ = false;  // given up between taking work back and knowing what of it was done
 };
 
 }  // namespace symvirt::hooks::verbs

@@ -52,6 +52,11 @@ class Ring {
 // was given up is not taken for a later one's.
 inline constexpr std::uint64_t kMarkerId = 0x53594d5649525400;
 inline bool is_marker(std::uint64_t wr_id) { return (wr_id & ~std::uint64_t{0xff}) == kMarkerId; }
+// The last of a receive queue that was errored.
+inline constexpr std::uint64_t kLastReceiveId = 0x53594d5649525500;
+inline bool is_last_receive(std::uint64_t wr_id) {
+  return (wr_id & ~std::uint64_t{0xff}) == kLastReceiveId;
+}
 
 struct SendRecord {
   std::uint64_t wr_id = 0;
