@@ -17,6 +17,7 @@ Directory::Directory(std::map<std::uint32_t, Statement> statements)
         if (qp.type != IBV_QPT_UD) continue;
         for (const auto& [known, now] : port.gids)
           sources_[now].put(qp.real_number, qp.virtual_number);
+        if (port.real_lid != 0) lid_sources_[port.real_lid].put(qp.real_number, qp.virtual_number);
         const auto [it, fresh] = only_sources_.try_emplace(qp.real_number, qp.virtual_number);
         if (!fresh && it->second != qp.virtual_number) it->second.reset();
       }
@@ -58,6 +59,12 @@ const Directory::Place* Directory::place(const Address& there) const {
 std::optional<std::uint32_t> Directory::source(const Gid& real_gid, std::uint32_t number) const {
   const auto it = sources_.find(real_gid);
   if (it == sources_.end() || !it->second.contains(number)) return std::nullopt;
+  return it->second[number];
+}
+
+std::optional<std::uint32_t> Directory::source(std::uint16_t real_lid, std::uint32_t number) const {
+  const auto it = lid_sources_.find(real_lid);
+  if (it == lid_sources_.end() || !it->second.contains(number)) return std::nullopt;
   return it->second[number];
 }
 

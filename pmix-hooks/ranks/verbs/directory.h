@@ -40,6 +40,7 @@ class Directory {
   const Place* place(const Address& there) const;
   // The other way round, for senders: virtual number of the UD queue pair `number` at a real GID.
   std::optional<std::uint32_t> source(const Gid& real_gid, std::uint32_t number) const;
+  std::optional<std::uint32_t> source(std::uint16_t real_lid, std::uint32_t number) const;
   // Without knowing where it is: if there is only one.
   std::optional<std::uint32_t> only_source(std::uint32_t number) const;
 
@@ -59,6 +60,7 @@ class Directory {
   std::map<Address, Place> places_;
   std::multimap<std::pair<Address, std::uint32_t>, Listed> qps_;
   std::map<Gid, KeyTable> sources_;
+  std::map<std::uint16_t, KeyTable> lid_sources_;
   std::map<std::uint32_t, std::optional<std::uint32_t>> only_sources_;
 };
 

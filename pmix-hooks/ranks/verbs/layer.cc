@@ -54,6 +54,29 @@ Gid grh_source(const std::uint8_t* header) {
   return gid;
 }
 
+// Where the device put the header: the buffer of the oldest receive, since they complete in order;
+// of a shared queue the one that is named. Null: not in one piece.
+const std::uint8_t* header_of(VQp& qp, const ibv_wc& wc) {
+  const ibv_sge* list = nullptr;
+  std::uint32_t count = 0;
+  if (qp.srq != nullptr) {
+    const auto index = static_cast<std::uint32_t>(wc.wr_id);
+    if ((wc.wr_id & ~std::uint64_t{0xffff'ffff}) != kSrqTag || index >= qp.srq->slot_count)
+      return nullptr;
+    list = &qp.srq->sges[std::size_t{index} * qp.srq->stride];
+    count = qp.srq->slots[index].num_sge;
+  } else {
+    const std::uint64_t index =
+        qp.recvs.tail + (qp.recvs_completed.load(std::memory_order_relaxed) - qp.recvs.retired);
+    if (index >= qp.recvs.head) return nullptr;
+    RecvRecord& r = qp.recvs.record(index);
+    list = RecvLog::list_of(r);
+    count = r.num_sge;
+  }
+  if (count == 0 || list->length < sizeof(ibv_grh)) return nullptr;
+  return reinterpret_cast<const std::uint8_t*>(list->addr);
+}
+
 }  // namespace
 
 Layer& Layer::current() {
@@ -91,24 +114,21 @@ void Layer::on_immovable(std::function<void(const std::string&)> callback) {
 
 void Layer::name_source(VQp& qp, ibv_wc& wc) const {
   if (directory == nullptr) return;
-  if (const auto only = directory->only_source(wc.src_qp)) {
-    wc.src_qp = *only;
-    return;
-  }
-  // Two senders have this number, on two devices: the header says which. Receives complete in
-  // order, so the buffer is that of the oldest one (of a shared queue: not known, and left as it
-  // is).
-  if (qp.srq != nullptr || (wc.wc_flags & IBV_WC_GRH) == 0) return;
-  const std::lock_guard lock(qp.source_lock);
-  const std::uint64_t index =
-      qp.recvs.tail + (qp.recvs_completed.load(std::memory_order_relaxed) - qp.recvs.retired);
-  if (index >= qp.recvs.head) return;
-  RecvRecord& r = qp.recvs.record(index);
-  if (r.num_sge == 0 || RecvLog::list_of(r)->length < sizeof(ibv_grh)) return;
-  const auto* const header = reinterpret_cast<const std::uint8_t*>(RecvLog::list_of(r)->addr);
+  // Senders on several devices may have this number, also ones that are newer than the directory:
+  // it says something only together with where the sender is.
   std::optional<std::uint32_t> source;
-  if (looks_like_ipv4(header)) source = directory->source(ipv4_source(header), wc.src_qp);
-  if (!source) source = directory->source(grh_source(header), wc.src_qp);
+  if ((wc.wc_flags & IBV_WC_GRH) == 0) {
+    source = directory->source(wc.slid, wc.src_qp);
+  } else {
+    const std::lock_guard lock(qp.source_lock);
+    const std::uint8_t* const header = header_of(qp, wc);
+    if (header == nullptr) {
+      source = directory->only_source(wc.src_qp);
+    } else {
+      if (looks_like_ipv4(header)) source = directory->source(ipv4_source(header), wc.src_qp);
+      if (!source) source = directory->source(grh_source(header), wc.src_qp);
+    }
+  }
   if (source) wc.src_qp = *source;
 }
 

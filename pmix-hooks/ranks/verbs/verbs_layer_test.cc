@@ -127,6 +127,42 @@ TEST_F(VerbsLayer, DatagramsFollowTheirDestination) {
   }
 }
 
+// The sender is newer than the move, and has the number that another's, older one has now.
+TEST_F(VerbsLayer, ANewSenderIsNotTakenForACarriedOneOfTheSameNumber) {
+  ibv_qp* const first = p[1].make(IBV_QPT_UD);
+  q[1] = p[1].make(IBV_QPT_UD);
+  to_init(q[1]);
+  to_rtr(q[1], 0, {});
+  to_rts(q[1]);
+  for (int i = 0; i < 4; ++i) p[1].make(IBV_QPT_UD);
+  EXPECT_EQ(ibv_destroy_qp(first), 0);  // so that the numbers of the others change
+  move();
+  ibv_ah_attr attr{};
+  attr.is_global = 1;
+  attr.port_num = 1;
+  attr.grh.dgid = p[1].gid();
+  for (int i = 0; i < 8; ++i) {
+    q[0] = p[0].make(IBV_QPT_UD);
+    to_init(q[0]);
+    to_rtr(q[0], 0, {});
+    to_rts(q[0]);
+    p[0].act();
+    ibv_ah* ah = ibv_create_ah(p[0].pd, &attr);
+    ASSERT_NE(ah, nullptr);
+    EXPECT_EQ(p[1].receive(q[1], 5, 0, 100), 0);
+    ibv_sge s = p[0].sge(0, 8);
+    ibv_send_wr wr{};
+    wr.sg_list = &s;
+    wr.num_sge = 1;
+    wr.opcode = IBV_WR_SEND;
+    wr.send_flags = IBV_SEND_SIGNALED;
+    wr.wr.ud = {ah, q[1]->qp_num, kQkey};
+    ibv_send_wr* bad = nullptr;
+    ASSERT_EQ(ibv_post_send(q[0], &wr, &bad), 0);
+    EXPECT_EQ(p[1].next().src_qp, q[0]->qp_num);
+  }
+}
+
 TEST_F(VerbsLayer, SharedReceivesAreCarriedInAnyOrder) {
   p[1].act();
   ibv_srq_init_attr init{};
