@@ -246,6 +246,7 @@ TEST(Config, DefaultsAndMistakes) {
            {"log_level='loud'", "log_level"},
            {"port=''", "port"},
            {"a=", "f:1:"},
+           {"[#", "f:1:"},
            {"socket='" + std::string(200, 'x') + "'", "socket"}}) {
     const auto config = parse_config(text, "f");
     ASSERT_FALSE(config) << text;

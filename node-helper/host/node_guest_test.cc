@@ -10,11 +10,12 @@ class NodeGuestTest : public NodeTest {
  protected:
   NodeGuestTest() {
     hypervisor_.put("v1", {});
-    hypervisor_.guest = [this](const std::string& line) {
-      ++lines_;
+    // The guest may still be answering when the test is over.
+    hypervisor_.guest = [lines = lines_](const std::string& line) {
+      ++*lines;
       const json j = json::parse(line);
       if (j["method"] == "silent") return std::string();
-      if (j["method"] == "late" && lines_ < 2) return std::string();
+      if (j["method"] == "late" && *lines < 2) return std::string();
       if (j["method"] == "bad")
         return json{
             {"id", j["id"]},
@@ -26,7 +27,7 @@ class NodeGuestTest : public NodeTest {
   json guest(const char* method, const char* op = "") {
     return {{"vm", "v1"}, {"method", method}, {"params", {{"x", 1}}}, {"op", op}};
   }
-  std::atomic<int> lines_{0};
+  std::shared_ptr<std::atomic<int>> lines_ = std::make_shared<std::atomic<int>>(0);
 };
 
 TEST_F(NodeGuestTest, AnswersAndErrorsAreRelayed) {
@@ -51,7 +52,7 @@ TEST_F(NodeGuestTest, NobodyThereIsUnavailableAndSilenceIsDeadline) {
 TEST_F(NodeGuestTest, ALineIsRepeatedOverANewPort) {
   json params = {{"vm", "v1"}, {"method", "late"}, {"op", "1/q/v1/1"}};
   auto answer = std::async(std::launch::async, [&] { return call("guest.call", params, 3000); });
-  while (lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
+  while (*lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
   hypervisor_.close_ports();
   auto result = answer.get();
   EXPECT_TRUE(result) << result.error().message;
@@ -78,7 +79,7 @@ TEST_F(NodeGuestTest, AnOldCoordinatorsLineIsNotRepeated) {
   auto answer = std::async(std::launch::async, [&] {
     return call("guest.call", {{"vm", "v1"}, {"method", "silent"}, {"gen", 5}}, 5000);
   });
-  while (lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
+  while (*lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
   good("device.release", {{"vm", "v2"}, {"gen", 6}});
   auto refused = answer.get();
   EXPECT_EQ(refused.error().code, Code::kPrecondition) << refused.error().message;
@@ -87,7 +88,7 @@ TEST_F(NodeGuestTest, AnOldCoordinatorsLineIsNotRepeated) {
 TEST_F(NodeGuestTest, SeveralCallersOfOneIdGetOneAnswer) {
   json params = {{"vm", "v1"}, {"method", "late"}, {"op", "1/q/v1/1"}};
   auto first = std::async(std::launch::async, [&] { return call("guest.call", params, 5000); });
-  while (lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
+  while (*lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
   auto second = std::async(std::launch::async, [&] { return call("guest.call", params, 5000); });
   hypervisor_.close_ports();
   EXPECT_TRUE(first.get());
@@ -97,7 +98,7 @@ TEST_F(NodeGuestTest, SeveralCallersOfOneIdGetOneAnswer) {
 TEST_F(NodeGuestTest, WhoWaitsIsToldThatTheVmHasLeft) {
   json params = {{"vm", "v1"}, {"method", "silent"}};
   auto answer = std::async(std::launch::async, [&] { return call("guest.call", params, 5000); });
-  while (lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
+  while (*lines_ < 1) std::this_thread::sleep_for(milliseconds(1));
   hypervisor_.vanish("v1", VmEnd::kMigrated);
   EXPECT_EQ(answer.get().error().code, Code::kUnavailable);
 }

@@ -15,10 +15,9 @@ class Loop {
  public:
   // Any thread. Closures run in order.
   void post(std::function<void()> work) {
-    {
-      std::lock_guard lock(mutex_);
-      queue_.push_back(std::move(work));
-    }
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(work));
+    // Not after the lock: stop()'s closure ends run(), and with it this object.
     wake_.notify_one();
   }
 

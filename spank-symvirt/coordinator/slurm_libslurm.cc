@@ -6,11 +6,22 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "spank-symvirt/coordinator/slurm_api.h"
 
+extern "C" void slurm_xfree_ptr(void*);  // exported, but in no header of Slurm's
+
 namespace symvirt {
 namespace {
+
+// Slurm 22.05 forgets one string of each job. Where it does not, it finds it gone.
+void free_jobs(job_info_msg_t* jobs) {
+  for (std::uint32_t i = 0; jobs != nullptr && i < jobs->record_count; ++i) {
+    slurm_xfree_ptr(std::exchange(jobs->job_array[i].admin_comment, nullptr));
+  }
+  slurm_free_job_info_msg(jobs);
+}
 
 template <auto Free>
 struct FreeWith {
@@ -20,7 +31,7 @@ struct FreeWith {
   }
 };
 using NodeMsg = std::unique_ptr<node_info_msg_t, FreeWith<slurm_free_node_info_msg>>;
-using JobMsg = std::unique_ptr<job_info_msg_t, FreeWith<slurm_free_job_info_msg>>;
+using JobMsg = std::unique_ptr<job_info_msg_t, FreeWith<free_jobs>>;
 using PartMsg = std::unique_ptr<partition_info_msg_t, FreeWith<slurm_free_partition_info_msg>>;
 
 std::string text(const char* s) { return s != nullptr ? s : ""; }

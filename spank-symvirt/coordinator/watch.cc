@@ -255,9 +255,10 @@ void find_lost_launchers(const View& view, Decisions& out) {
   for (const auto& [name, record] : *view.vms) {
     if (!record.up() || record.launcher_job == 0 || view.live_with(name) != nullptr) continue;
     if (leaving(view, record.host)) continue;
-    const bool held = std::any_of(view.jobs->begin(), view.jobs->end(), [&](const JobInfo& job) {
-      return job.id == record.launcher_job && job.state != JobState::kEnded;
-    });
+    const bool held = std::any_of(view.jobs->begin(), view.jobs->end(),
+                                  [launcher = record.launcher_job](const JobInfo& job) {
+                                    return job.id == launcher && job.state != JobState::kEnded;
+                                  });
     if (held) continue;
     Decision d{Decision::Kind::kLauncherLost};
     d.node = name;

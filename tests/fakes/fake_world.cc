@@ -242,8 +242,8 @@ Result<std::vector<JobInfo>> FakeWorld::poll_jobs(Deadline) {
   for (auto& [id, job] : jobs) {
     for (auto& [name, h] : hosts) {
       const auto& exclude = job.spec.exclude_hosts;
-      const auto used = std::count_if(jobs.begin(), jobs.end(), [&](const auto& j) {
-        return j.second.state == JobState::kRunning && j.second.host == name;
+      const auto used = std::count_if(jobs.begin(), jobs.end(), [host = name](const auto& j) {
+        return j.second.state == JobState::kRunning && j.second.host == host;
       });
       if (job.state != JobState::kPending || h.drained || h.dead || used >= h.capacity) continue;
       if (std::find(exclude.begin(), exclude.end(), name) != exclude.end()) continue;

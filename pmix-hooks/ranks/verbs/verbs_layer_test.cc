@@ -105,7 +105,7 @@ TEST_F(VerbsLayer, DatagramsFollowTheirDestination) {
   attr.port_num = 1;
   attr.grh.dgid = p[1].gid();
   p[0].act();
-  ibv_ah* ah = ibv_create_ah(p[0].pd, &attr);
+  ibv_ah* ah = p[0].ah = ibv_create_ah(p[0].pd, &attr);
   ASSERT_NE(ah, nullptr);
   for (int round = 0; round < 4; ++round) {
     EXPECT_EQ(p[1].receive(q[1], 5, 0, 100), 0);
@@ -167,7 +167,7 @@ TEST_F(VerbsLayer, SharedReceivesAreCarriedInAnyOrder) {
   p[1].act();
   ibv_srq_init_attr init{};
   init.attr = {64, 1, 0};
-  ibv_srq* srq = ibv_create_srq(p[1].pd, &init);
+  ibv_srq* srq = p[1].srq = ibv_create_srq(p[1].pd, &init);
   ASSERT_NE(srq, nullptr);
   pair(IBV_QPT_RC, srq);
   std::uint64_t posted = 0;

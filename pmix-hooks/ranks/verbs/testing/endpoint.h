@@ -25,6 +25,9 @@ struct ConnectOptions {
   unsigned access = kAllAccess;
 };
 
+// No status of libibverbs', though a value that its enum can have.
+inline constexpr auto kNothingCame = static_cast<ibv_wc_status>(31);
+
 class Endpoint {
  public:
   explicit Endpoint(const RealVerbs& verbs, int cqe = 4096) : v(verbs) {
@@ -159,7 +162,7 @@ class Endpoint {
     return srq != nullptr ? context->ops.post_srq_recv(srq, &wr, &bad)
                           : context->ops.post_recv(qp, &wr, &bad);
   }
-  // Within two seconds; a status of -1: nothing came.
+  // Within two seconds; status kNothingCame otherwise.
   ibv_wc wait_wc(std::chrono::milliseconds limit = std::chrono::seconds(2)) {
     ibv_wc wc{};
     const auto end = std::chrono::steady_clock::now() + limit;
@@ -167,7 +170,7 @@ class Endpoint {
       if (context->ops.poll_cq(cq, 1, &wc) == 1) return wc;
       std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < end);
-    wc.status = static_cast<ibv_wc_status>(-1);
+    wc.status = kNothingCame;
     return wc;
   }
 

@@ -32,18 +32,18 @@ struct DoubleErrors : ::testing::Test {
     ASSERT_EQ(a->connect(qa, *b, qb->qp_num, oa), 0);
     ASSERT_EQ(b->connect(qb, *a, qa->qp_num, ob), 0);
   }
-  // Of the next completion; -1 when none comes, for which a slow machine has long.
-  int status(Endpoint& of) {
-    int got = -1;
-    for (int turns = 0; turns < 2000 && got == -1; ++turns) {
+  // Of the next completion, for which a slow machine has long.
+  ibv_wc_status status(Endpoint& of) {
+    ibv_wc_status got = kNothingCame;
+    for (int turns = 0; turns < 2000 && got == kNothingCame; ++turns) {
       fabric.run(5ms);
-      got = static_cast<int>(of.wait_wc(0ms).status);
+      got = of.wait_wc(0ms).status;
     }
     return got;
   }
   bool nothing_comes(Endpoint& at) {
     fabric.run(5ms);
-    return static_cast<int>(at.wait_wc(0ms).status) == -1;
+    return at.wait_wc(0ms).status == kNothingCame;
   }
   int post_write_to(std::uint64_t address, std::uint32_t rkey, std::uint32_t length) {
     ibv_send_wr wr{};
@@ -53,7 +53,7 @@ struct DoubleErrors : ::testing::Test {
   }
   ibv_wc_status write_to(std::uint64_t address, std::uint32_t rkey, std::uint32_t length) {
     EXPECT_EQ(post_write_to(address, rkey, length), 0);
-    return static_cast<ibv_wc_status>(status(*a));
+    return status(*a);
   }
 
   Fabric fabric;

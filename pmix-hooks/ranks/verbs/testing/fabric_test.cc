@@ -43,7 +43,7 @@ struct DoubleTest : ::testing::TestWithParam<bool> {
     return of.wait_wc(limit);
   }
   void expect_nothing(Endpoint& of) {
-    EXPECT_EQ(static_cast<int>(wc(of, 20ms).status), -1) << "a completion too many";
+    EXPECT_EQ(wc(of, 20ms).status, kNothingCame) << "a completion too many";
   }
   bool same(std::size_t from, std::size_t to, std::size_t length) {
     return std::memcmp(a->memory.data() + from, b->memory.data() + to, length) == 0;
@@ -83,6 +83,11 @@ TEST_P(DoubleTest, QueuePairNumbersBeginAt11WithEveryDevice) {
 }
 
 TEST_P(DoubleTest, BytesAreReadWhenTheWorkIsExecutedAndInlineOnesWhenItIsPosted) {
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+  if (GetParam()) GTEST_SKIP() << "memory of a posted work request is written to on purpose";
+#endif
+#endif
   connect();
   a->memory[0] = 1;
   ASSERT_EQ(a->send(qa, 1, 0, 1), 0);  // waits for a receive

@@ -41,6 +41,9 @@ struct Process {
   ibv_comp_channel* channel = nullptr;
   ibv_cq* cq = nullptr;
   ibv_mr* mr = nullptr;
+  ibv_srq* srq = nullptr;
+  ibv_ah* ah = nullptr;
+  std::vector<ibv_qp*> made;
   std::vector<std::uint8_t> memory = std::vector<std::uint8_t>(1 << 16);
 
   void act() {
@@ -64,16 +67,33 @@ struct Process {
                         IBV_ACCESS_REMOTE_ATOMIC);
     ASSERT_NE(mr, nullptr);
   }
-  ibv_qp* make(ibv_qp_type type, ibv_srq* srq = nullptr) {
+  ibv_qp* make(ibv_qp_type type, ibv_srq* shared = nullptr) {
     act();
     ibv_qp_init_attr init{};
     init.send_cq = init.recv_cq = cq;
-    init.srq = srq;
-    init.cap = {64, srq == nullptr ? 64u : 0u, 2, 2, 64};
+    init.srq = shared;
+    init.cap = {64, shared == nullptr ? 64u : 0u, 2, 2, 64};
     init.qp_type = type;
     ibv_qp* qp = ibv_create_qp(pd, &init);
     EXPECT_NE(qp, nullptr);
+    made.push_back(qp);
     return qp;
+  }
+  // What was carried over any number of moves can be given back, all of it.
+  void close() {
+    act();
+    for (ibv_qp* qp : made) EXPECT_EQ(ibv_destroy_qp(qp), 0);
+    if (srq != nullptr) {
+      EXPECT_EQ(ibv_destroy_srq(srq), 0);
+    }
+    if (ah != nullptr) {
+      EXPECT_EQ(ibv_destroy_ah(ah), 0);
+    }
+    EXPECT_EQ(ibv_dereg_mr(mr), 0);
+    EXPECT_EQ(ibv_destroy_cq(cq), 0);
+    EXPECT_EQ(ibv_destroy_comp_channel(channel), 0);
+    EXPECT_EQ(ibv_dealloc_pd(pd), 0);
+    EXPECT_EQ(ibv_close_device(context), 0);
   }
   union ibv_gid gid() {
     union ibv_gid g {};
@@ -238,6 +258,7 @@ class VerbsLayer : public ::testing::Test {
     resume();
   }
   void TearDown() override {
+    for (Process& process : p) process.close();
     EXPECT_TRUE(fabric.violations().empty()) << fabric.violations().front();
     Layer::set_current_for_test(nullptr);
   }
