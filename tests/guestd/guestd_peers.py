@@ -66,7 +66,7 @@ class LinePeer:
         self.send({"id": id_, "method": method, "params": params})
         return id_
 
-    def wait(self, id_, timeout=10):
+    def wait(self, id_, timeout=60):
         with self.arrived:
             if not self.arrived.wait_for(lambda: self.answers.get(id_) or self.closed, timeout):
                 raise TimeoutError(f"no answer to {id_} in {timeout} s")
@@ -77,10 +77,10 @@ class LinePeer:
             raise Failure(message["error"])
         return message["result"]
 
-    def call(self, method, timeout=10, **params):
+    def call(self, method, timeout=60, **params):
         return self.wait(self.ask(method, **params), timeout)
 
-    def wait_event(self, name, timeout=10):
+    def wait_event(self, name, timeout=60):
         with self.arrived:
             if not self.arrived.wait_for(lambda: any(e["event"] == name for e in self.events), timeout):
                 raise TimeoutError(f"no event {name}")
@@ -101,7 +101,7 @@ class Port:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
-        self.listener.settimeout(10)
+        self.listener.settimeout(60)
 
     def accept(self):
         sock, _ = self.listener.accept()

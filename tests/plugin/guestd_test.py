@@ -146,10 +146,10 @@ def moves(bed, ports):
         resume.append(time.monotonic() - began)
         check(all(not r["more"] and r["members"] == 2 for r in third), third)
         time.sleep(0.05)
-    everywhere(ports, "job.quiesce", job=job, epoch=11, round=1, lease_ms=400, timeout_ms=10000)
+    everywhere(ports, "job.quiesce", job=job, epoch=11, round=1, lease_ms=3000, timeout_ms=10000)
     pids = [a["pid"] for r in third for a in r["answers"]]
     check(all(states(pid) == {"T"} for pid in pids), "ranks are held")
-    bed.wait(lambda: not any("T" in states(pid) for pid in pids), 5, "end of the lease")
+    bed.wait(lambda: not any("T" in states(pid) for pid in pids), 30, "end of the lease")
     bed.write("until", "")
     out, err = run.communicate(timeout=40)
     check(run.returncode == 0 and len(re.findall(r"^ring .* ok$", out, re.M)) == 4, out + err)
