@@ -240,6 +240,8 @@ double cpu_seconds() {
 // The connection that cannot be accepted stays readable: without a rest, that is a processor.
 TEST_F(RpcServerTest, WithoutDescriptorsItRestsAndRecovers) {
   start({});
+  // Once all the way: UBSan's first look at a type needs descriptors of its own.
+  ASSERT_TRUE(client(root_).call("size", json::object(), soon()));
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
   UniqueFd waiting(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
