@@ -135,7 +135,7 @@ TEST_F(VerbsLayer, ANewSenderIsNotTakenForACarriedOneOfTheSameNumber) {
   to_rtr(q[1], 0, {});
   to_rts(q[1]);
   for (int i = 0; i < 4; ++i) p[1].make(IBV_QPT_UD);
-  EXPECT_EQ(ibv_destroy_qp(first), 0);  // so that the numbers of the others change
+  p[1].destroy(first);  // so that the numbers of the others change
   move();
   ibv_ah_attr attr{};
   attr.is_global = 1;
@@ -160,6 +160,8 @@ TEST_F(VerbsLayer, ANewSenderIsNotTakenForACarriedOneOfTheSameNumber) {
     ibv_send_wr* bad = nullptr;
     ASSERT_EQ(ibv_post_send(q[0], &wr, &bad), 0);
     EXPECT_EQ(p[1].next().src_qp, q[0]->qp_num);
+    p[0].act();
+    EXPECT_EQ(ibv_destroy_ah(ah), 0);
   }
 }
 

@@ -79,6 +79,11 @@ struct Process {
     made.push_back(qp);
     return qp;
   }
+  void destroy(ibv_qp* qp) {
+    act();
+    std::erase(made, qp);
+    EXPECT_EQ(ibv_destroy_qp(qp), 0);
+  }
   // What was carried over any number of moves can be given back, all of it.
   void close() {
     act();
