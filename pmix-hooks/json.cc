@@ -1,6 +1,5 @@
 #include "pmix-hooks/json.h"
 
-#include <charconv>
 
 #include "common/json_nesting.h"
 
@@ -58,21 +57,19 @@ Result<Payloads> get_payloads(const Json& object, const char* field) {
   Payloads payloads;
   const auto found = object.find(field);
   if (found == object.end() || found->is_null()) return payloads;
-  if (!found->is_object()) return wrong(field, "not an object of strings by rank");
+  if (!found->is_object()) return wrong(field, "not an object of strings by process");
   for (const auto& [key, value] : found->items()) {
-    std::uint32_t rank = 0;
-    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), rank);
-    if (error != std::errc() || end != key.data() + key.size())
-      return wrong(field, "'" + key + "' is not a rank");
-    if (!value.is_string()) return wrong(field, "payload of rank " + key + " is not a string");
-    payloads.emplace(rank, value.get<std::string>());
+    if (key.empty() || key.size() > kMaxPayloadKeyBytes)
+      return wrong(field, "'" + key.substr(0, kMaxPayloadKeyBytes) + "' is no name of a process");
+    if (!value.is_string()) return wrong(field, "payload of " + key + " is not a string");
+    payloads.emplace(key, value.get<std::string>());
   }
   return payloads;
 }
 
 Json to_json(const Payloads& payloads) {
   Json object = Json::object();
-  for (const auto& [rank, payload] : payloads) object[std::to_string(rank)] = payload;
+  for (const auto& [process, payload] : payloads) object[process] = payload;
   return object;
 }
 

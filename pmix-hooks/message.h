@@ -23,8 +23,10 @@ inline constexpr int kEventBye = -5322;
 inline constexpr char kMessageKey[] = "symvirt.msg";  // the one info of an event that is ours
 inline constexpr std::size_t kMaxMessageBytes = 16u << 20;
 
-// Opaque strings of the transport layer, by rank. Nobody between two transports looks into them.
-using Payloads = std::map<std::uint32_t, std::string>;
+// Opaque strings of the transport layer, by the process that said it: "JOB.STEP.RANK.PID". Nobody
+// between two transports looks into either.
+using Payloads = std::map<std::string, std::string>;
+inline constexpr std::size_t kMaxPayloadKeyBytes = 64;
 
 enum class AnswerState {
   kMore,  // not at rest yet (or, at resume, not running yet): needs another round

@@ -15,6 +15,16 @@ namespace {
 constexpr Milliseconds kRetry{100};
 constexpr unsigned kMostTries = 50;
 constexpr Milliseconds kSecondAnnouncement{250};
+// The kernel tells nobody without a verbs context that a port is active or has a new GID.
+constexpr Milliseconds kRdmaPoll{20};
+constexpr Milliseconds kRdmaPollUnasked{500};
+
+std::string rdma_missing(const std::string& netdev, const std::vector<Address>& addresses) {
+  const RdmaPort port = rdma_port_of(netdev);
+  if (!port.device.empty()) return rdma_not_ready(port, addresses);
+  return fmt::format("{} has no RDMA device: is the driver for it loaded ({})?", netdev,
+                     driver_of(netdev).driver);
+}
 
 }  // namespace
 
@@ -182,6 +192,10 @@ Status Devices::try_prepare(Held& held) {
   const Status s = saved ? restore_link(route_, *saved, held.link.index)
                          : configure_link(route_, held.slot, held.link.index);
   if (!s) return s;
+  held.addresses.clear();
+  if (const auto set = addresses_of(route_, held.link.index)) {
+    for (const Cidr& cidr : *set) held.addresses.push_back(cidr.address);
+  }
   return held.slot.soft_roce ? add_soft_roce(held.link.name) : Status();
 }
 
@@ -205,11 +219,22 @@ void Devices::settle() {
   for (Waiter& waiter : waiting) {
     if (!*waiter.over && !answer(waiter)) waiters_.push_back(std::move(waiter));
   }
+  poll_rdma();
   const bool present = all_present();
   if (present != was_present_) {
     was_present_ = present;
     if (present && events_.returned) events_.returned();
   }
+}
+
+// Looks again later while a link is up whose RDMA port is not.
+void Devices::poll_rdma() {
+  rdma_poll_.reset();
+  const bool waits = std::any_of(held_.begin(), held_.end(), [this](const auto& held) {
+    return held->wants_rdma() && held->set_up && held->link.carrier && !missing(*held).empty();
+  });
+  if (!waits) return;
+  rdma_poll_ = loop_.after(waiters_.empty() ? kRdmaPollUnasked : kRdmaPoll, [this] { settle(); });
 }
 
 std::string Devices::missing(const Held& held) const {
@@ -223,7 +248,9 @@ std::string Devices::missing(const Held& held) const {
     return fmt::format("slot {}: {}: {}", held.slot.name, held.link.name, held.problem);
   if (!held.link.carrier)
     return fmt::format("slot {}: {} has no carrier", held.slot.name, held.link.name);
-  return {};
+  if (!held.wants_rdma()) return {};
+  const std::string why = rdma_missing(held.link.name, held.addresses);
+  return why.empty() ? why : fmt::format("slot {}: {}", held.slot.name, why);
 }
 
 std::string Devices::unhealthy() const {
@@ -303,18 +330,28 @@ void Devices::ready(const SlotsParams& p, Reply reply) {
       });
   std::erase_if(waiters_, [](const Waiter& w) { return *w.over; });
   waiters_.push_back(std::move(waiter));
+  poll_rdma();
 }
 
 Json Devices::task_facts() const {
-  Json networks = Json::array();
+  Json networks = Json::array(), ports = Json::array();
+  bool soft_roce = false;
   Quiesce most = Quiesce::kImmovable;
   for (const auto& held : held_) {
     most = std::min(most, held->slot.quiesce);
+    soft_roce = soft_roce || held->slot.soft_roce;
+    if (held->wants_rdma() && held->link.index != 0) {
+      const RdmaPort port = rdma_port_of(held->link.name);
+      if (!port.device.empty()) ports.push_back(fmt::format("{}:{}", port.device, port.port));
+    }
     for (const std::string& address : held->slot.addresses) {
       if (const auto cidr = parse_cidr(address)) networks.push_back(network_of(*cidr));
     }
   }
-  return {{"network", std::move(networks)}, {"quiesce", quiesce_name(most)}};
+  return {{"network", std::move(networks)},
+          {"quiesce", quiesce_name(most)},
+          {"rdma", std::move(ports)},
+          {"soft_roce", soft_roce}};
 }
 
 std::vector<std::string> Devices::immovable() const {

@@ -18,6 +18,7 @@
 #include "node-helper/guest/link.h"
 #include "node-helper/guest/params.h"
 #include "node-helper/guest/peer.h"
+#include "node-helper/guest/rdma.h"
 #include "node-helper/guest/transactions.h"
 
 namespace symvirt::guest {
@@ -40,7 +41,8 @@ class Devices : public DeviceState {
 
   // Empty when every slot has its device, set up and with carrier; otherwise what is missing where.
   std::string unhealthy() const;
-  // {"network": ["10.78.0.0/24"], "quiesce": "tcp"}: what the plugin tells tasks.
+  // {"network": ["10.78.0.0/24"], "quiesce": "verbs", "rdma": ["mlx5_0:1"], "soft_roce": false}: what
+  // the plugin sets the tasks' environment from.
   Json task_facts() const;
   std::vector<std::string> immovable() const;  // names of slots
 
@@ -67,6 +69,8 @@ class Devices : public DeviceState {
     Handle retry;
     std::uint64_t appeared_ms = 0;
     std::uint64_t link_up_ms = 0;
+    std::vector<Address> addresses;  // as they were set
+    bool wants_rdma() const { return slot.soft_roce || slot.quiesce == Quiesce::kVerbs; }
   };
   struct Waiter {
     std::vector<std::string> slots;
@@ -89,6 +93,7 @@ class Devices : public DeviceState {
   std::string missing(const Held& held) const;
   Held* find(const std::string& slot);
   bool answer(const Waiter& waiter);
+  void poll_rdma();
 
   EventLoop& loop_;
   Events events_;
@@ -98,6 +103,7 @@ class Devices : public DeviceState {
   std::vector<std::unique_ptr<Held>> held_;
   std::map<std::string, SavedLink> saved_;
   std::vector<Waiter> waiters_;
+  Handle rdma_poll_;
   bool was_present_ = false;
 };
 

@@ -7,6 +7,7 @@
 
 #include "node-helper/guest/channel.h"
 #include "node-helper/guest/clock.h"
+#include "node-helper/guest/rdma.h"
 #include "node-helper/guest/request_cache.h"
 #include "node-helper/guest/sockets.h"
 #include "node-helper/guest/state.h"
@@ -97,6 +98,65 @@ TEST_F(PortLookup, TakesUdevsLinkOrTheDriversName) {
   EXPECT_EQ(*find(), path / "dev/vport1p2");
   write("dev/virtio-ports/org.symvirt.guest.0", "");
   EXPECT_EQ(*find(), path / "dev/virtio-ports/org.symvirt.guest.0");
+}
+
+class Rdma : public Folder {
+ protected:
+  void port(const std::string& device, int port, const std::string& state, const std::string& layer,
+            const std::string& lid) {
+    const std::string at = "sys/class/infiniband/" + device + "/ports/" + std::to_string(port);
+    write(at + "/state", state + "\n");
+    write(at + "/link_layer", layer + "\n");
+    write(at + "/lid", lid + "\n");
+  }
+  std::string port_of(const std::string& netdev) {
+    const RdmaPort found = rdma_port_of(netdev, path / "sys");
+    return found.device.empty() ? "none" : found.device + ":" + std::to_string(found.port);
+  }
+  std::string not_ready(const RdmaPort& port, const std::vector<std::string>& texts) {
+    std::vector<Address> addresses;
+    for (const std::string& text : texts) addresses.push_back(*parse_address(text));
+    return rdma_not_ready(port, addresses, path / "sys");
+  }
+};
+
+TEST_F(Rdma, APortBelongsToItsInterface) {
+  EXPECT_EQ(port_of("eth0"), "none");
+  write("sys/class/infiniband/rxe_eth1/parent", "eth1\n");
+  fs::create_directories(path / "sys/devices/pci0/function0");
+  fs::create_directories(path / "sys/devices/pci0/function1");
+  for (const auto& [netdev, function, dev_port] : {std::tuple("eth0", "function0", "0"),
+                                                   {"ib0", "function1", "0"},
+                                                   {"ib1", "function1", "1"}}) {
+    write(std::string("sys/class/net/") + netdev + "/dev_port", std::string(dev_port) + "\n");
+    fs::create_symlink(path / "sys/devices/pci0" / function,
+                       path / "sys/class/net" / netdev / "device");
+  }
+  port("mlx4_0", 1, "4: ACTIVE", "InfiniBand", "0x3");
+  port("mlx4_0", 2, "1: DOWN", "InfiniBand", "0x0");
+  fs::create_symlink(path / "sys/devices/pci0/function1",
+                     path / "sys/class/infiniband/mlx4_0/device");
+  EXPECT_EQ(port_of("eth0"), "none");
+  EXPECT_EQ(port_of("eth1"), "rxe_eth1:1");
+  EXPECT_EQ(port_of("ib0"), "mlx4_0:1");
+  EXPECT_EQ(port_of("ib1"), "mlx4_0:2");
+}
+
+TEST_F(Rdma, APortIsReadyWhenActiveWithItsNumbers) {
+  EXPECT_EQ(not_ready({"mlx5_0", 1}, {}), "mlx5_0 port 1 is gone");
+  port("mlx5_0", 1, "2: INIT", "InfiniBand", "0x0");
+  EXPECT_EQ(not_ready({"mlx5_0", 1}, {}), "mlx5_0 port 1 is in state 2: INIT");
+  port("mlx5_0", 1, "4: ACTIVE", "InfiniBand", "0x0");
+  EXPECT_NE(not_ready({"mlx5_0", 1}, {}).find("no LID"), std::string::npos);
+  port("mlx5_0", 1, "4: ACTIVE", "InfiniBand", "0x11");
+  EXPECT_EQ(not_ready({"mlx5_0", 1}, {"10.30.1.1"}), "") << "IPoIB's addresses are no GIDs";
+  port("rxe_eth0", 1, "4: ACTIVE", "Ethernet", "0x0");
+  const std::string gids = "sys/class/infiniband/rxe_eth0/ports/1/gids/";
+  write(gids + "0", "fe80:0000:0000:0000:5054:00ff:fe78:0001\n");
+  EXPECT_EQ(not_ready({"rxe_eth0", 1}, {"10.78.0.101"}),
+            "rxe_eth0 port 1 has no GID for 10.78.0.101 yet");
+  write(gids + "1", "0000:0000:0000:0000:0000:ffff:0a4e:0065\n");
+  EXPECT_EQ(not_ready({"rxe_eth0", 1}, {"10.78.0.101", "fe80::5054:ff:fe78:1"}), "");
 }
 
 using StateFile = Folder;

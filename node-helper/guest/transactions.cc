@@ -434,7 +434,10 @@ void Transactions::self_resume_answered(JobId id, Result<Json> result) {
   p.timeout = kSelfResumeTimeout;
   p.payloads = Json::object();
   for (const Json& answer : (*result)["answers"]) {
-    if (answer.contains("payload")) p.payloads[answer["rank"].dump()] = answer["payload"];
+    if (!answer.contains("payload")) continue;
+    const std::string process = fmt::format("{}.{}.{}.{}", id, answer["step"].dump(),
+                                            answer["rank"].dump(), answer["pid"].dump());
+    p.payloads[process] = answer["payload"];
   }
   if (p.round > kMostSelfResumeRounds || job.running) return;
   start_round(job, false, p,

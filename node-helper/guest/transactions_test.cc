@@ -455,7 +455,7 @@ TEST_F(TransactionsTest, AResumeByItselfGoesThroughAllItsRounds) {
   steps.answer("more", 0, "qpn");
   ASSERT_EQ(steps.asked.size(), 1u);
   EXPECT_EQ(steps.asked[0].params["round"], 2);
-  EXPECT_EQ(steps.asked[0].params["payloads"], (Json{{"0", "qpn"}}));
+  EXPECT_EQ(steps.asked[0].params["payloads"], (Json{{"7.0.0.1", "qpn"}}));
   steps.answer("running");
   EXPECT_FALSE(at_rest());
 }

@@ -72,13 +72,13 @@ TEST_F(RankAgentTest, GoesThroughTheRoundsOfItsTransport) {
   transport.rounds = 2;
   ASSERT_TRUE(agent.start());
   command(kEventQuiesce, 5, 1);
-  command(kEventQuiesce, 5, 2, {{1, "other"}});
+  command(kEventQuiesce, 5, 2, {{"1", "other"}});
   command(kEventResume, 5, 1);
   command(kEventResume, 5, 2);
   ASSERT_TRUE(link.wait_for(4));
   EXPECT_EQ(link.answers[0].state, AnswerState::kMore);
   EXPECT_EQ(link.answers[1].state, AnswerState::kRest);
-  EXPECT_EQ(transport.seen, (Payloads{{1, "other"}}));
+  EXPECT_EQ(transport.seen, (Payloads{{"1", "other"}}));
   EXPECT_EQ(link.answers[2].state, AnswerState::kMore);
   EXPECT_EQ(link.answers[3].state, AnswerState::kDone);
 }

@@ -1,6 +1,7 @@
 #include "pmix-hooks/server/guest_protocol.h"
 
 #include <limits>
+#include <utility>
 
 #include "common/line_buffer.h"
 #include "pmix-hooks/json.h"
@@ -157,6 +158,25 @@ Result<Registered> parse_registered(const GuestReply& reply) {
   return Registered{*epoch, *at_rest};
 }
 
+namespace {
+
+Status read_strings(const Json& object, const char* name, std::vector<std::string>& into) {
+  const auto field = object.find(name);
+  if (field == object.end()) return {};
+  if (!field->is_array())
+    return Error{Code::kInvalidArgument,
+                 "message refused: field '" + std::string(name) + "': not a list"};
+  for (const Json& entry : *field) {
+    if (!entry.is_string())
+      return Error{Code::kInvalidArgument,
+                   "message refused: field '" + std::string(name) + "': not a list of strings"};
+    into.push_back(entry.get<std::string>());
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<NodeCheck> parse_node_check(const GuestReply& reply) {
   Result<Json> object = result_object(reply);
   if (!object) return object.error();
@@ -167,17 +187,11 @@ Result<NodeCheck> parse_node_check(const GuestReply& reply) {
   if (Result<std::string> reason = get_string(*object, "reason")) check.reason = std::move(*reason);
   if (Result<std::string> quiesce = get_string(*object, "quiesce"))
     check.quiesce = std::move(*quiesce);
-  if (const auto network = object->find("network"); network != object->end()) {
-    if (!network->is_array())
-      return Error{Code::kInvalidArgument, "message refused: field 'network': not a list"};
-    for (const Json& entry : *network) {
-      if (!entry.is_string()) {
-        return Error{Code::kInvalidArgument,
-                     "message refused: field 'network': not a list of strings"};
-      }
-      check.networks.push_back(entry.get<std::string>());
-    }
+  for (const auto& [name, list] :
+       {std::pair("network", &check.networks), std::pair("rdma", &check.rdma)}) {
+    if (const Status status = read_strings(*object, name, *list); !status) return status.error();
   }
+  if (Result<bool> soft_roce = get_bool(*object, "soft_roce")) check.soft_roce = *soft_roce;
   return check;
 }
 

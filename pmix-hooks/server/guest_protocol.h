@@ -67,6 +67,8 @@ struct NodeCheck {
   std::string reason;
   std::vector<std::string> networks;  // of the passthrough NICs, "10.78.0.0/24"; optional
   std::string quiesce;                // how the class is brought to rest: tcp, verbs ...; optional
+  std::vector<std::string> rdma;      // RDMA ports of the passthrough NICs, "mlx5_0:1"; optional
+  bool soft_roce = false;             // one of them is; optional
 };
 Result<NodeCheck> parse_node_check(const GuestReply& reply);
 

@@ -23,7 +23,7 @@ TEST(GuestProtocol, ReadsAQuiesce) {
   EXPECT_EQ(request.round.id, "7");
   EXPECT_EQ(request.round.epoch, 3u);
   EXPECT_EQ(request.round.round, 2u);
-  EXPECT_EQ(request.round.payloads, (Payloads{{1, "x"}}));
+  EXPECT_EQ(request.round.payloads, (Payloads{{"1", "x"}}));
   EXPECT_EQ(request.timeout_ms, 500u);
 }
 
@@ -32,7 +32,7 @@ TEST(GuestProtocol, EachParameterMissingOrWrongIsNamedInTheAnswer) {
       {"epoch", {-1, "3", nullptr, 2.5}},
       {"round", {0, -1, 1'000'001, "1", nullptr}},
       {"timeout_ms", {0, -1, 86'400'001, "1", nullptr}},
-      {"payloads", {"x", 1, Json::array(), {{"x", "y"}}, {{"1", 2}}}},
+      {"payloads", {"x", 1, Json::array(), {{"", "y"}}, {{"1", 2}}}},
   };
   for (const auto& [field, values] : wrong) {
     std::vector<Json> lines;
@@ -110,13 +110,19 @@ TEST(GuestProtocol, ReadsANodeCheck) {
   EXPECT_TRUE(good->healthy);
   EXPECT_THAT(good->networks, testing::ElementsAre("10.78.0.0/24"));
   EXPECT_EQ(good->quiesce, "tcp");
+  const auto verbs = parse_node_check(reply(
+      R"({"id":"1","result":{"healthy":true,"reason":"","quiesce":"verbs","rdma":["rxe_eth0:1"],"soft_roce":true}})"));
+  ASSERT_TRUE(verbs);
+  EXPECT_THAT(verbs->rdma, testing::ElementsAre("rxe_eth0:1"));
+  EXPECT_TRUE(verbs->soft_roce);
   const auto least =
       parse_node_check(reply(R"({"id":"1","result":{"healthy":false,"reason":"no device"}})"));
   ASSERT_TRUE(least);
   EXPECT_EQ(least->reason, "no device");
   for (const char* line : {R"({"id":"1","result":{}})", R"({"id":"1","result":{"healthy":"yes"}})",
                            R"({"id":"1","result":{"healthy":true,"network":"10.0.0.0/8"}})",
-                           R"({"id":"1","result":{"healthy":true,"network":[1]}})"}) {
+                           R"({"id":"1","result":{"healthy":true,"network":[1]}})",
+                           R"({"id":"1","result":{"healthy":true,"rdma":"mlx5_0:1"}})"}) {
     EXPECT_FALSE(parse_node_check(reply(line))) << line;
   }
 }

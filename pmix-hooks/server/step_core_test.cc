@@ -75,11 +75,11 @@ TEST_F(StepCoreTest, MoreIsAskedAgainInTheNextRoundWithThePayloads) {
   EXPECT_EQ(first[0].result->answers[1], (RoundAnswer{1, 101, "more", "x"}));
   EXPECT_EQ(first[0].result->held, 1u);
 
-  const Effects second = core.quiesce(request("q2", 1, 2, {{1, "x"}}));
+  const Effects second = core.quiesce(request("q2", 1, 2, {{"1", "x"}}));
   // The held one is stopped once more: somebody may have continued it.
   EXPECT_EQ(of<StopProcess>(second), std::vector{StopProcess{100}});
   EXPECT_EQ(of<SendCommand>(second),
-            (std::vector{SendCommand{kEventQuiesce, {1}, {1, 2, {{1, "x"}}}}}));
+            (std::vector{SendCommand{kEventQuiesce, {1}, {1, 2, {{"1", "x"}}}}}));
   core.stopped(100);
   rest(101, 1, 2);
   const auto reply = of<Reply>(core.stopped(101));
@@ -111,9 +111,9 @@ TEST_F(StepCoreTest, ResumeInTwoRounds) {
   ASSERT_EQ(first.size(), 1u);
   EXPECT_EQ(first[0].result->answers[1], (RoundAnswer{1, 101, "more", "qpn"}));
   EXPECT_TRUE(core.epoch_at_rest().has_value());
-  const Effects second = core.resume(request("r2", 1, 2, {{1, "qpn"}}));
+  const Effects second = core.resume(request("r2", 1, 2, {{"1", "qpn"}}));
   EXPECT_EQ(of<SendCommand>(second),
-            (std::vector{SendCommand{kEventResume, {1}, {1, 2, {{1, "qpn"}}}}}));
+            (std::vector{SendCommand{kEventResume, {1}, {1, 2, {{"1", "qpn"}}}}}));
   EXPECT_EQ(of<Reply>(done(101, 1, 2)).size(), 1u);
   EXPECT_FALSE(core.epoch_at_rest().has_value());
 }

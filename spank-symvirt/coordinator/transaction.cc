@@ -1,5 +1,7 @@
 #include "spank-symvirt/coordinator/transaction.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <set>
@@ -430,10 +432,12 @@ void collect_round(Transaction& tx, const VmPart& vm, const nlohmann::json& resu
   if (answers == result.end() || !answers->is_array() || vm.jobs.empty()) return;
   for (const nlohmann::json& answer : *answers) {
     if (!answer.is_object() || !answer.contains("payload")) continue;
-    const std::string rank = std::to_string(vm.jobs.front()) + "." +
-                             std::to_string(number_of(answer, "step")) + "." +
-                             std::to_string(number_of(answer, "rank"));
-    tx.payloads[rank] = answer["payload"];
+    // With the process: a rank may be several (a script that starts verbs programs). With the job:
+    // jobs that share a VM rest together.
+    const std::string process =
+        fmt::format("{}.{}.{}.{}", vm.jobs.front(), number_of(answer, "step"),
+                    number_of(answer, "rank"), number_of(answer, "pid"));
+    tx.payloads[process] = answer["payload"];
   }
 }
 

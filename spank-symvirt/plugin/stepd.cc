@@ -104,6 +104,8 @@ TaskEnvironment StepdPart::task_environment() const {
   if (!config_.network.empty()) environment.networks = {config_.network};
   environment.quiesce = check_.quiesce;
   environment.defaults = config_.environment;
+  environment.rdma = check_.rdma;
+  environment.soft_roce = check_.soft_roce;
   return environment;
 }
 

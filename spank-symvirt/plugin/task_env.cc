@@ -1,5 +1,8 @@
 #include "spank-symvirt/plugin/task_env.h"
 
+#include <algorithm>
+#include <functional>
+
 namespace symvirt::plugin {
 namespace {
 
@@ -20,6 +23,35 @@ std::string joined(const std::vector<std::string>& words) {
   return text;
 }
 
+using SetDefault = std::function<void(const char* name, const std::string& value)>;
+
+// Without these Open MPI takes whatever it finds best: other transports whose state nobody brings
+// to rest, or the management NIC.
+void prefer_tcp(const TaskEnvironment& environment, const Lookup& lookup, const SetDefault& set) {
+  set("OMPI_MCA_pml", "ob1");
+  set("OMPI_MCA_btl", "tcp,vader,self");
+  set("OMPI_MCA_osc", "^ucx");  // chosen for MPI windows whatever the pml is
+  // Include and exclude together are an error of Open MPI's.
+  if (!environment.networks.empty() && !lookup("OMPI_MCA_btl_tcp_if_exclude"))
+    set("OMPI_MCA_btl_tcp_if_include", joined(environment.networks));
+}
+
+// What the verbs layer carries over a move (docs/verbs.md): UCX's plain verbs transports, not those
+// that drive an mlx5 device past libibverbs. Open MPI's BTLs are left for processes of one node;
+// btl/uct and btl/openib would open devices of their own for MPI windows.
+void prefer_verbs(const TaskEnvironment& environment, const SetDefault& set) {
+  set("OMPI_MCA_pml", "ucx");
+  set("OMPI_MCA_osc", "ucx,sm");
+  set("OMPI_MCA_btl", "vader,self");
+  set("UCX_TLS", "rc_v,ud_v,self,sm");
+  if (!environment.rdma.empty()) set("UCX_NET_DEVICES", joined(environment.rdma));
+  set("UCX_IB_MLX5_DEVX", "n");
+  set("UCX_IB_REG_METHODS", "rcache,direct");  // no memory registered on demand
+  // UCX before 1.19 reads in a datagram's completion what rxe does not write there, drops all of
+  // them, and waits for its peers for ever (https://github.com/openucx/ucx/pull/10209).
+  if (environment.soft_roce) set("UCX_UD_VERBS_ETH_DGID_CHECK", "n");
+}
+
 }  // namespace
 
 Variables task_variables(const TaskEnvironment& environment, const Lookup& lookup) {
@@ -32,20 +64,13 @@ Variables task_variables(const TaskEnvironment& environment, const Lookup& looku
     variables.emplace_back("LD_PRELOAD", preload + ":" + environment.hooks);
   }
   if (!environment.defaults) return variables;
-
   const auto set_default = [&](const char* name, const std::string& value) {
     if (!lookup(name)) variables.emplace_back(name, value);
   };
-  const bool tcp = environment.quiesce.empty() || environment.quiesce == "tcp";
-  if (!tcp) return variables;
-  // Without these Open MPI takes whatever it finds best: other transports whose state nobody brings
-  // to rest, or the management NIC.
-  set_default("OMPI_MCA_pml", "ob1");
-  set_default("OMPI_MCA_btl", "tcp,vader,self");
-  set_default("OMPI_MCA_osc", "^ucx");  // chosen for MPI windows whatever the pml is
-  // Include and exclude together are an error of Open MPI's.
-  if (!environment.networks.empty() && !lookup("OMPI_MCA_btl_tcp_if_exclude")) {
-    set_default("OMPI_MCA_btl_tcp_if_include", joined(environment.networks));
+  if (environment.quiesce.empty() || environment.quiesce == "tcp") {
+    prefer_tcp(environment, lookup, set_default);
+  } else if (environment.quiesce == "verbs") {
+    prefer_verbs(environment, set_default);
   }
   return variables;
 }

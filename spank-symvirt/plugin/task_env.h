@@ -17,6 +17,8 @@ struct TaskEnvironment {
   std::vector<std::string> networks;  // of the passthrough NICs
   std::string quiesce;                // tcp, verbs ...; empty counts as tcp
   bool defaults = true;               // false: only LD_PRELOAD
+  std::vector<std::string> rdma;      // RDMA ports, "mlx5_0:1"; empty: any
+  bool soft_roce = false;             // one of them is
 };
 
 using Lookup = std::function<std::optional<std::string>(const char* name)>;

@@ -22,7 +22,7 @@ std::map<std::string, std::string> set_by(const TaskEnvironment& environment,
   return result;
 }
 
-const TaskEnvironment kTcp{"/l/hooks.so", {"10.78.0.0/24", "10.79.0.0/24"}, "tcp", true};
+const TaskEnvironment kTcp{"/l/hooks.so", {"10.78.0.0/24", "10.79.0.0/24"}, "tcp", true, {}, false};
 
 TEST(TaskEnvironment, KeepsAJobOnThePassthroughNic) {
   EXPECT_EQ(set_by(kTcp), (std::map<std::string, std::string>{
@@ -55,13 +55,34 @@ TEST(TaskEnvironment, PreloadIsAppendedOnce) {
   EXPECT_EQ(set_by(kTcp, {{"LD_PRELOAD", ""}})["LD_PRELOAD"], "/l/hooks.so");
 }
 
-TEST(TaskEnvironment, DefaultsCanBeSwitchedOffAndAreForTcpOnly) {
+TEST(TaskEnvironment, AVerbsJobUsesOnlyWhatTheLayerCarries) {
+  TaskEnvironment verbs = kTcp;
+  verbs.quiesce = "verbs";
+  verbs.rdma = {"mlx5_0:1", "mlx5_2:1"};
+  EXPECT_EQ(set_by(verbs), (std::map<std::string, std::string>{
+                               {"LD_PRELOAD", "/l/hooks.so"},
+                               {"OMPI_MCA_pml", "ucx"},
+                               {"OMPI_MCA_osc", "ucx,sm"},
+                               {"OMPI_MCA_btl", "vader,self"},
+                               {"UCX_TLS", "rc_v,ud_v,self,sm"},
+                               {"UCX_NET_DEVICES", "mlx5_0:1,mlx5_2:1"},
+                               {"UCX_IB_MLX5_DEVX", "n"},
+                               {"UCX_IB_REG_METHODS", "rcache,direct"},
+                           }));
+  EXPECT_FALSE(set_by(verbs, {{"UCX_TLS", "rc_x"}}).contains("UCX_TLS"));
+  verbs.soft_roce = true;
+  EXPECT_EQ(set_by(verbs)["UCX_UD_VERBS_ETH_DGID_CHECK"], "n");
+  verbs.rdma.clear();
+  EXPECT_FALSE(set_by(verbs).contains("UCX_NET_DEVICES"));
+}
+
+TEST(TaskEnvironment, DefaultsCanBeSwitchedOffAndAreForCommunicationOnly) {
   TaskEnvironment off = kTcp;
   off.defaults = false;
   EXPECT_EQ(set_by(off).size(), 1u);
-  TaskEnvironment verbs = kTcp;
-  verbs.quiesce = "verbs";
-  EXPECT_EQ(set_by(verbs).size(), 1u);
+  TaskEnvironment idle = kTcp;
+  idle.quiesce = "idle";
+  EXPECT_EQ(set_by(idle).size(), 1u);
   TaskEnvironment unknown_network = kTcp;
   unknown_network.networks.clear();
   EXPECT_FALSE(set_by(unknown_network).contains("OMPI_MCA_btl_tcp_if_include"));

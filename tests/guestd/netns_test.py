@@ -115,7 +115,8 @@ def test_configured_routes_and_mtu(w):
     routes = w.ip("route", "show")
     assert "10.101.0.0/16 via 10.99.0.2 dev eth0" in routes and "10.102.0.0/16 dev eth0" in routes, routes
     assert "mtu 1350" in w.ip("link", "show", "eth0")
-    assert w.host.call("node.check", job=0) == {"healthy": True, "reason": "", "network": ["10.99.0.0/24"], "quiesce": "tcp"}
+    assert w.host.call("node.check", job=0) == {
+        "healthy": True, "reason": "", "network": ["10.99.0.0/24"], "quiesce": "tcp", "rdma": [], "soft_roce": False}
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ MC_DIR=${SYMVIRT_MINICLUSTER_DIR:-/var/tmp/symvirt-minicluster}
 MC_MGT=10.77.0 # management network, /24: ctl .10, hosts .11-.13, VM nodes .101 on
 MC_FAB=10.78.0 # the passthrough devices' network: no machine but the VMs has an address there
 MC_HOSTS=(hv1 hv2 hv3)
-MC_VMS=(v1 v2)
+MC_VMS=(v1 v2 v3 v4) # class standard: v1 and v2; rdma: v3 and v4
 MC_MACHINES=(switch ctl "${MC_HOSTS[@]}") # switch: the namespace that holds the two bridges
 
 die() {

@@ -97,7 +97,25 @@ write_slurm() {
   for f in slurm gres plugstack; do fill "$conf/$f.conf.in" "$etc/$f.conf"; done
   cp "$conf/cgroup.conf" "$conf/mpi.conf" "$etc/"
   [ ! -e "$conf/job_submit.lua" ] || cp "$conf/job_submit.lua" "$etc/"
+  add_rdma_nodes
   drop_absent
+}
+
+# A second class, as an administrator adds one: "rdma", whose passthrough NIC carries soft-RoCE, on VM nodes of its own.
+add_rdma_nodes() {
+  local etc=$MC_DIR/etc/slurm
+  sed -i -E -e 's/^(NodeName)=v\[1-2\](.*)Feature=symvirt,standard(.*)$/&\n\1=v[3-4]\2Feature=symvirt,rdma\3/' \
+    -e '/^PartitionName=vm/s/Nodes=v\[1-2\]/Nodes=v[1-4]/' "$etc/slurm.conf"
+  [ ! -e "$etc/job_submit.lua" ] || sed -i 's/classes = { "standard" }/classes = { "standard", "rdma" }/' "$etc/job_submit.lua"
+}
+add_rdma_class() {
+  local etc=$MC_DIR/etc/symvirt
+  # Numbers of a class's VMs begin with 1: other addresses than those of "standard" have to be given.
+  sed -e 's/@INDEX+100@/@INDEX+102@/' -e 's/52:54:00:77:00:/52:54:00:77:01:/' "$etc/classes/standard.xml" > "$etc/classes/rdma.xml"
+  sed -n '/^\[\[class\]\]/,$p' "$etc/symvirtd.toml" | sed -e 's/"standard"/"rdma"/' -e 's/"v\[1-2\]"/"v[3-4]"/' -e 's/standard\.xml/rdma.xml/' \
+    -e 's/^quiesce = "tcp"/quiesce = "verbs"\nsoft_roce = true/' -e 's/52:54:00:78:00:/52:54:00:78:01:/' -e 's/{100+index}/{102+index}/' > "$etc/rdma.toml"
+  cat "$etc/rdma.toml" >> "$etc/symvirtd.toml"
+  rm "$etc/rdma.toml"
 }
 
 # Parts of SymVirt that this build does not have are left out of Slurm's configuration: Slurm would drain nodes for them.
@@ -181,4 +199,5 @@ write_symvirt() {
     name=${template#"$MC_SOURCE/slurm-conf/"}
     fill "$template" "$MC_DIR/etc/symvirt/${name%.in}"
   done
+  add_rdma_class
 }

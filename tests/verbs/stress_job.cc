@@ -119,11 +119,11 @@ int StressJob::rounds(Step step, int limit, bool& finished) {
       if (!more[i]) continue;
       more[i] = answers[i].more;
       if (answers[i].more) finished = false;
-      payloads[static_cast<std::uint32_t>(i)] = answers[i].payload;
+      payloads[std::to_string(i)] = answers[i].payload;
     }
     course_ += " |";
     for (const auto& [rank, text] : payloads)
-      course_ += " " + std::to_string(rank) + ":" + text.substr(0, text.find('\n'));
+      course_ += " " + rank + ":" + text.substr(0, text.find('\n'));
   }
   return round;
 }

@@ -2,7 +2,7 @@
 
 namespace symvirt::hooks::verbs {
 
-Directory::Directory(std::map<std::uint32_t, Statement> statements)
+Directory::Directory(std::map<std::string, Statement> statements)
     : statements_(std::move(statements)) {
   for (const auto& [rank, statement] : statements_) {
     auto rkeys = std::make_unique<KeyTable>(statement.keys.size());

@@ -16,7 +16,7 @@ namespace symvirt::hooks::verbs {
 
 class Directory {
  public:
-  explicit Directory(std::map<std::uint32_t, Statement> statements);
+  explicit Directory(std::map<std::string, Statement> statements);
   Directory(const Directory&) = delete;
   Directory& operator=(const Directory&) = delete;
 
@@ -44,7 +44,7 @@ class Directory {
   // Without knowing where it is: if there is only one.
   std::optional<std::uint32_t> only_source(std::uint32_t number) const;
 
-  const std::map<std::uint32_t, Statement>& statements() const { return statements_; }
+  const std::map<std::string, Statement>& statements() const { return statements_; }
 
  private:
   struct Listed {
@@ -55,7 +55,7 @@ class Directory {
   void add(const PortStatement& port, const Address& known, const Statement& statement,
            const KeyTable* rkeys);
 
-  std::map<std::uint32_t, Statement> statements_;
+  std::map<std::string, Statement> statements_;
   std::vector<std::unique_ptr<KeyTable>> process_rkeys_;
   std::map<Address, Place> places_;
   std::multimap<std::pair<Address, std::uint32_t>, Listed> qps_;

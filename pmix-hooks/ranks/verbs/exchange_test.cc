@@ -76,7 +76,7 @@ TEST(Directory, FindsTheQueuePairThatTalksBack) {
   Statement b = a;
   b.ports[0].qps = {qp(0x11, 0x31, 9, 0x51)};
   b.keys = {{1, 11}};
-  const Directory directory({{0, a}, {1, b}});
+  const Directory directory({{"0", a}, {"1", b}});
   const auto first = directory.find(Address::by_gid(gid_of(1)), 0x11, 0x50);
   const auto second = directory.find(Address::by_gid(gid_of(1)), 0x11, 0x51);
   ASSERT_TRUE(first && second);

@@ -26,7 +26,7 @@ struct Patience {
   milliseconds device{5000};   // for a device to be there again
 };
 
-using Statements = std::map<std::uint32_t, Statement>;
+using Statements = std::map<std::string, Statement>;
 
 // quiesce.cc
 // ------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 #include <dlfcn.h>
 #include <sys/socket.h>
 
+#include <cstring>
+
 #include "pmix-hooks/ranks/verbs/exports.h"
 
 namespace symvirt::hooks::verbs {
@@ -23,6 +25,16 @@ F rdmacm_function(const char* name) {
 
 void mark_rdma_cm() {
   Layer::current().mark_immovable("connection by rdma_cm: the kernel holds the device for it");
+}
+
+// The first call into librdmacm of each process binds an identifier to no device, to see whether
+// the kernel knows AF_IB (ucma_set_af_ib_support in rdma-core's librdmacm/cma.c): UCX makes one
+// whatever its transports are.
+bool is_probe(const void* id, const sockaddr* address) {
+  const ibv_context* verbs =
+      nullptr;  // the first member of rdma_cm_id: its device, when it has one
+  std::memcpy(&verbs, id, sizeof verbs);
+  return address->sa_family == AF_IB && verbs == nullptr;
 }
 
 }  // namespace
@@ -93,8 +105,9 @@ int rdma_resolve_addr(rdma_cm_id* id, sockaddr* from, sockaddr* to, int timeout_
 int rdma_bind_addr(rdma_cm_id* id, sockaddr* address) {
   const auto real = rdmacm_function<decltype(&rdma_bind_addr)>("rdma_bind_addr");
   if (real == nullptr) return errno = ENOSYS, -1;
-  mark_rdma_cm();
-  return real(id, address);
+  const int error = real(id, address);
+  if (!is_probe(id, address)) mark_rdma_cm();
+  return error;
 }
 
 #pragma GCC visibility pop

@@ -117,7 +117,7 @@ TEST_F(VerbsQuiesce, ASenderThatDoesNotWaitForEverIsNotRefusedByAQuiesce) {
   ++epoch;
   for (int i = 0; i < kProcesses; ++i) {
     p[i].act();
-    payloads[static_cast<std::uint32_t>(i)] = p[i].transport.quiesce(epoch, 1, {}).payload;
+    payloads[std::to_string(i)] = p[i].transport.quiesce(epoch, 1, {}).payload;
   }
   std::this_thread::sleep_for(milliseconds(900));
   rounds([&](VerbsTransport& t, std::uint32_t round, const Payloads& next) {
@@ -202,7 +202,7 @@ TEST_F(VerbsQuiesce, AQuiesceGivenUpInAnyRoundIsUndone) {
         // In the last round only one of them gets its turn.
         if (round == given_up && i == 1) continue;
         p[i].act();
-        next[static_cast<std::uint32_t>(i)] =
+        next[std::to_string(i)] =
             p[i].transport.quiesce(epoch, static_cast<std::uint32_t>(round), payloads).payload;
       }
       payloads = std::move(next);

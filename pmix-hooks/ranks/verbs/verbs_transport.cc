@@ -8,9 +8,9 @@ namespace {
 // A process without verbs says nothing; one whose text cannot be read is taken for one.
 Statements read(const Payloads& payloads) {
   Statements all;
-  for (const auto& [rank, text] : payloads) {
+  for (const auto& [process, text] : payloads) {
     if (text.empty()) continue;
-    if (auto statement = parse_statement(text)) all.emplace(rank, std::move(*statement));
+    if (auto statement = parse_statement(text)) all.emplace(process, std::move(*statement));
   }
   return all;
 }

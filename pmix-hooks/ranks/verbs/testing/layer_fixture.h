@@ -232,7 +232,7 @@ class VerbsLayer : public ::testing::Test {
         p[i].act();
         TransportAnswer answer = call(p[i].transport, static_cast<std::uint32_t>(round), payloads);
         more[i] = answer.more;
-        next[static_cast<std::uint32_t>(i)] = answer.payload;
+        next[std::to_string(i)] = answer.payload;
       }
       payloads = std::move(next);
       if (!more[0] && !more[1]) return round;

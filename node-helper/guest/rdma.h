@@ -1,0 +1,27 @@
+// RDMA devices of this VM, as sysfs shows them: which of them belongs to an interface, and whether
+// its port can be used. Nothing here needs libibverbs: guestd must not hold a device open.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "node-helper/guest/address.h"
+
+namespace symvirt::guest {
+
+struct RdmaPort {
+  std::string device;  // "mlx5_0", "rxe_eth0"
+  int port = 1;
+};
+
+// The RDMA port that sends through the interface: of the same PCI function, or a soft device on top
+// of it (rxe tells its interface as "parent"). Empty device: none.
+RdmaPort rdma_port_of(const std::string& netdev, const std::string& sys = "/sys");
+
+// Why applications cannot use the port yet, in words; empty when they can: ACTIVE, and with the
+// GIDs that peers will ask for. RoCE: one for each of the interface's addresses (the kernel makes
+// them some time after the address was set). InfiniBand: a LID, which its subnet manager gives.
+std::string rdma_not_ready(const RdmaPort& port, const std::vector<Address>& addresses,
+                           const std::string& sys = "/sys");
+
+}  // namespace symvirt::guest
