@@ -1,18 +1,16 @@
 #!/bin/bash
 # Open MPI over UCX and verbs (soft-RoCE on the passthrough NIC): point to point of 1 B, 8 KB and 1 MB from several threads, collectives
 # and one-sided calls, all under way while the VMs are evacuated five times in a row: both, one, the other, one, and both again.
-# deadline: 420
+# deadline: 480
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 VMS=(v3 v4)
 RING_NAME=mix
-stop=$HOME_DIR/mix.stop
-rm -f "$stop"
 install -o 2000 -g 2000 -m 755 "$BUILD/tests/e2e/mix" "$HOME_DIR/mix"
 cat > "$HOME_DIR/mix.sh" <<'S'
 #!/bin/bash
-srun --mpi=pmix ./mix --seconds 400 --until mix.stop --threads 2 --report 1 --json mix-$SLURM_JOB_ID.json
+srun --mpi=pmix ./mix --seconds 400 --until mix-$SLURM_JOB_ID.stop --threads 2 --report 1 --json mix-$SLURM_JOB_ID.json
 echo "rc=$?"
 S
 job=$(user sbatch --parsable -N2 -n4 --ntasks-per-node=2 -J mix -o "mix-%j.out" --symvirt=rdma mix.sh)
@@ -54,8 +52,8 @@ for vm in "${VMS[@]}"; do
 done
 assert_eq "$boots" "$(for vm in "${VMS[@]}"; do on $vm cat /proc/sys/kernel/random/boot_id; done)" "boot ids"
 for vm in "${VMS[@]}"; do assert_lt 100 "$(packets $vm)" "packets over the device that $vm has now"; done
-touch "$stop"
-wait_job_end "$job" 60
+touch "$HOME_DIR/mix-$job.stop"
+wait_job_end "$job" 150
 assert_eq COMPLETED "$(job_state "$job")" "job $job ($(ring_out "$job"))"
 assert_eq true "$(ring_field "$job" answers_correct)" "answers of job $job"
 assert_eq 4 "$(grep -c '^rank .* ok ' "$(ring_out "$job")")" "ranks that report ok"
