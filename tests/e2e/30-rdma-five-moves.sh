@@ -15,7 +15,7 @@ echo "rc=$?"
 S
 job=$(user sbatch --parsable -N2 -n4 --ntasks-per-node=2 -J mix -o "mix-%j.out" --symvirt=rdma mix.sh)
 wait_ring_running "$job"
-boots=$(for vm in "${VMS[@]}"; do on $vm cat /proc/sys/kernel/random/boot_id; done)
+boots=$(for vm in "${VMS[@]}"; do on "$vm" cat /proc/sys/kernel/random/boot_id; done)
 # Queue pairs that processes hold, and what went over the soft device since it was made.
 queue_pairs() { on "$1" rdma res show qp | grep -c 'pid'; }
 packets() { on "$1" bash -c 'cat /sys/class/infiniband/*/ports/1/hw_counters/sent_pkts'; }
@@ -43,15 +43,15 @@ moves_alone v3
 moves_alone v4
 moves_alone v3
 for vm in "${VMS[@]}"; do
-  from=$(vm_host $vm)
+  from=$(vm_host "$vm")
   [ "$(node_state "$from")" != drained ] || continue
   drain "$from"
   drained_under_job "$from" "$job"
   goes_on "$from drained"
   undrain "$from"
 done
-assert_eq "$boots" "$(for vm in "${VMS[@]}"; do on $vm cat /proc/sys/kernel/random/boot_id; done)" "boot ids"
-for vm in "${VMS[@]}"; do assert_lt 100 "$(packets $vm)" "packets over the device that $vm has now"; done
+assert_eq "$boots" "$(for vm in "${VMS[@]}"; do on "$vm" cat /proc/sys/kernel/random/boot_id; done)" "boot ids"
+for vm in "${VMS[@]}"; do assert_lt 100 "$(packets "$vm")" "packets over the device that $vm has now"; done
 touch "$HOME_DIR/mix-$job.stop"
 wait_job_end "$job" 150
 assert_eq COMPLETED "$(job_state "$job")" "job $job ($(ring_out "$job"))"
