@@ -214,6 +214,12 @@ std::string render_transaction(const json& tx) {
 
 namespace {
 
+// -1 is noded's "none".
+std::string known_number(const json& j, const char* key) {
+  const json& number = field_of(j, key);
+  return number.is_number_integer() && number != -1 ? json_line(number) : "";
+}
+
 // "ens3f0 up, mlx5_0/1 active"
 std::string ports_text(const json& device) {
   std::string out;
@@ -227,15 +233,16 @@ std::string ports_text(const json& device) {
 }  // namespace
 
 std::string render_devices(const json& answer) {
-  Table table(
-      {"HOST", "DEVICE", "GRES", "STATE", "VM", "NUMA", "PCI", "DRIVER", "PORTS", "DESCRIPTION"});
+  Table table({"HOST", "DEVICE", "GRES", "STATE", "VM", "NUMA", "PCI", "SR-IOV", "IOMMU", "DRIVER",
+               "PORTS", "DESCRIPTION"});
   std::string problems;
   for (const json& d : list_of(answer, "devices")) {
-    const json& numa = field_of(d, "numa_node");
-    const bool known = numa.is_number_integer() && numa != -1;
+    const std::string pf = text_of(d, "pf");
     table.add({text_of(d, "host"), text_of(d, "device"), text_of(d, "gres"), text_of(d, "state"),
-               text_of(d, "vm"), known ? json_line(numa) : "", text_of(d, "pci"),
-               text_of(d, "driver"), ports_text(d), text_of(d, "description")});
+               text_of(d, "vm"), known_number(d, "numa_node"), text_of(d, "pci"),
+               pf.empty() ? "" : fmt::format("VF {} of {}", known_number(d, "vf"), pf),
+               known_number(d, "iommu_group"), text_of(d, "driver"), ports_text(d),
+               text_of(d, "description")});
     if (const std::string problem = text_of(d, "problem"); !problem.empty())
       problems += fmt::format("{} {}: cannot be given to a VM: {}\n", printable(text_of(d, "host")),
                               printable(text_of(d, "device")), printable(problem));

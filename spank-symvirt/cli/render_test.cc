@@ -166,15 +166,17 @@ TEST(Status, HostsVmsAndNotes) {
 TEST(Devices, OneARow) {
   const json answer = json::parse(R"({"devices":[{"host":"hv1","device":"0000:00:05.0","gres":"hca",
     "state":"attached","vm":"v1","numa_node":-1,"description":"Red Hat Virtio"},
-    {"host":"hv2","device":"hca0","gres":"hca","state":"free","numa_node":1,"pci":"0000:5e:00.0",
-    "driver":"mlx5_core","ports":[{"port":"ens3","state":"up"},{"port":"mlx5_0/1","state":"active"}],
-    "problem":"PCI device 0000:5e:00.0 is in no IOMMU group"}]})");
+    {"host":"hv2","device":"hca0","gres":"hca","state":"free","numa_node":1,"pci":"0000:5e:00.2",
+    "pf":"0000:5e:00.0","vf":0,"iommu_group":12,"driver":"mlx5_core",
+    "ports":[{"port":"ens3","state":"up"},{"port":"mlx5_0/1","state":"active"}],
+    "problem":"PCI device 0000:5e:00.2 is described twice"}]})");
   const std::string text = render_devices(answer);
   EXPECT_EQ(row(text, "hv1"), (Cells{"hv1", "0000:00:05.0", "hca", "attached", "v1", "-", "-", "-",
-                                     "-", "Red Hat Virtio"}));
-  EXPECT_EQ(row(text, "hv2"), (Cells{"hv2", "hca0", "hca", "free", "-", "1", "0000:5e:00.0",
-                                     "mlx5_core", "ens3 up, mlx5_0/1 active", "-"}));
-  EXPECT_THAT(text, HasSubstr("hv2 hca0: cannot be given to a VM: PCI device 0000:5e:00.0 is in "));
+                                     "-", "-", "-", "Red Hat Virtio"}));
+  EXPECT_EQ(row(text, "hv2"),
+            (Cells{"hv2", "hca0", "hca", "free", "-", "1", "0000:5e:00.2", "VF 0 of 0000:5e:00.0",
+                   "12", "mlx5_core", "ens3 up, mlx5_0/1 active", "-"}));
+  EXPECT_THAT(text, HasSubstr("hv2 hca0: cannot be given to a VM: PCI device 0000:5e:00.2 is "));
   EXPECT_THAT(render_devices(json::object()), HasSubstr("doctor"));
 }
 

@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "spank-symvirt/coordinator/daemon.h"
+#include "spank-symvirt/coordinator/doctor.h"
 #include "spank-symvirt/coordinator/json_access.h"
 
 namespace symvirt {
@@ -26,13 +27,6 @@ Result<std::int64_t> required_number(const json& params, const char* field) {
   if (it == params.end() || !it->is_number_integer())
     return Error{Code::kInvalidArgument, fmt::format("field {} is missing or not a number", field)};
   return it->get<std::int64_t>();
-}
-
-json check(const std::string& name, bool ok, const std::string& detail,
-           const std::string& advice = "") {
-  json j = {{"check", name}, {"ok", ok}, {"detail", detail}};
-  if (!ok && !advice.empty()) j["advice"] = advice;
-  return j;
 }
 
 }  // namespace
@@ -258,24 +252,7 @@ Result<json> Daemon::api_doctor() {
           check(name + " answers", false, "not asked yet", "ask again in some seconds"));
       continue;
     }
-    const json& j = info->second;
-    checks.push_back(check(name + " libvirt", flag_of(j, "libvirt_ok"),
-                           flag_of(j, "libvirt_ok") ? "answers" : "does not answer",
-                           "systemctl status libvirtd on the host"));
-    std::map<std::string, int> devices;
-    for (const json& d : objects_of(j, "devices")) {
-      ++devices[text_of(d, "gres")];
-      if (const std::string problem = text_of(d, "problem"); !problem.empty())
-        checks.push_back(check(fmt::format("{} device {}", name, text_of(d, "device")), false,
-                               problem, "no VM gets it before; docs/host-preparation.md"));
-    }
-    for (const auto& [gres, count] : devices) {
-      const bool promised = node.gres.find(fmt::format("{}:{}", gres, count)) != std::string::npos;
-      checks.push_back(check(fmt::format("{} devices of gres {}", name, gres), promised,
-                             fmt::format("noded has {}, slurm.conf says {}", count,
-                                         node.gres.empty() ? "none" : node.gres),
-                             "make Gres= in slurm.conf and [[device]] in noded.toml agree"));
-    }
+    for (json& c : host_checks(node.name, node.gres, info->second)) checks.push_back(std::move(c));
   }
   for (const ClassConfig& c : p_.config.classes) {
     for (const std::string& vm : c.nodes) {

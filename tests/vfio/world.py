@@ -83,7 +83,7 @@ class World:
         self.work, self.image, self.build = work, image, build
         self.hosts = {}
         self.began = time.monotonic()
-        self.steps = []  # (seconds of the step, what)
+        self.steps = []  # (name, seconds): what the closing table shows
         self.say_lock = threading.Lock()
         self.peer = None
         self.aside = None  # future of what runs beside the main path
@@ -96,12 +96,22 @@ class World:
         with self.say_lock:
             print(f"vfio: {time.monotonic() - self.began:6.1f} s  {text}", flush=True)
 
-    def step(self, what):
-        """A step of the main path has been reached: tells it, with the time since the one before."""
+    def step(self, name, told=""):
+        """A step of the main path has been done: tells it, with the time since the one before."""
         now = time.monotonic()
-        self.steps.append((now - self.clock, what))
+        self.steps.append((name, now - self.clock))
+        self.say(f"{name}{told and ': '}{told} (+{now - self.clock:.1f} s)")
         self.clock = now
-        self.say(f"{what} (+{self.steps[-1][0]:.1f} s)")
+
+    def aside_ended(self):
+        """From here on nothing runs beside the main path."""
+        self.steps.append((None, 0))
+        self.clock = time.monotonic()
+
+    def table(self):
+        """What each step took. Those above the line shared the machine with the failures on the second host."""
+        rows = [f"  {'-' * 50}" if name is None else f"  {name:<44}{seconds:6.1f}" for name, seconds in self.steps]
+        return "\n".join([f"  {'step':<44}{'s':>6}", *rows])
 
     # -- making
 
