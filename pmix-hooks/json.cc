@@ -53,6 +53,18 @@ Result<std::string> get_string(const Json& object, const char* field) {
   return found->get<std::string>();
 }
 
+Result<bool> get_bool(const Json& object, const char* field) {
+  const auto found = object.find(field);
+  if (found == object.end()) return wrong(field, "missing");
+  if (!found->is_boolean()) return wrong(field, "not true or false");
+  return found->get<bool>();
+}
+
+Result<bool> get_bool_or(const Json& object, const char* field, bool absent) {
+  if (!object.contains(field)) return absent;
+  return get_bool(object, field);
+}
+
 Result<Payloads> get_payloads(const Json& object, const char* field) {
   Payloads payloads;
   const auto found = object.find(field);

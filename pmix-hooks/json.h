@@ -23,6 +23,8 @@ std::string dump(const Json& value);
 Result<std::uint64_t> get_uint(const Json& object, const char* field, std::uint64_t lowest,
                                std::uint64_t highest);
 Result<std::string> get_string(const Json& object, const char* field);
+Result<bool> get_bool(const Json& object, const char* field);
+Result<bool> get_bool_or(const Json& object, const char* field, bool absent);
 // A missing or null field is an empty map.
 Result<Payloads> get_payloads(const Json& object, const char* field);
 Json to_json(const Payloads& payloads);

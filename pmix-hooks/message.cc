@@ -39,6 +39,7 @@ std::string_view state_name(AnswerState state) {
 std::string encode_command(const Command& command) {
   Json object = {{"epoch", command.epoch}, {"round", command.round}};
   if (!command.payloads.empty()) object["payload"] = to_json(command.payloads);
+  if (!command.device_leaves) object["device_leaves"] = false;
   return dump(object);
 }
 
@@ -66,7 +67,9 @@ Result<Command> parse_command(std::string_view text) {
   if (!round) return round.error();
   Result<Payloads> payloads = get_payloads(*object, "payload");
   if (!payloads) return payloads.error();
-  return Command{*epoch, static_cast<std::uint32_t>(*round), std::move(*payloads)};
+  Result<bool> leaves = get_bool_or(*object, "device_leaves", true);
+  if (!leaves) return leaves.error();
+  return Command{*epoch, static_cast<std::uint32_t>(*round), std::move(*payloads), *leaves};
 }
 
 Result<Answer> parse_answer(std::string_view text) {

@@ -41,6 +41,7 @@ struct Command {
   std::uint64_t epoch = 0;
   std::uint32_t round = 0;
   Payloads payloads;
+  bool device_leaves = true;  // quiesce: the VM's device may be taken away; not: only others' are
   bool operator==(const Command&) const = default;
 };
 

@@ -12,10 +12,14 @@ namespace {
 using testing::HasSubstr;
 
 TEST(Message, CommandSurvivesTheWay) {
-  const Command command{42, 3, {{"5.0.0.77", "a"}, {"5.0.7.78", "\"quoted\"\n"}}};
-  const Result<Command> back = parse_command(encode_command(command));
-  ASSERT_TRUE(back) << back.error().message;
-  EXPECT_EQ(*back, command);
+  for (const bool leaves : {true, false}) {
+    const Command command{42, 3, {{"5.0.0.77", "a"}, {"5.0.7.78", "\"quoted\"\n"}}, leaves};
+    const Result<Command> back = parse_command(encode_command(command));
+    ASSERT_TRUE(back) << back.error().message;
+    EXPECT_EQ(*back, command);
+  }
+  EXPECT_TRUE(parse_command(R"({"epoch":1,"round":1})")->device_leaves);
+  EXPECT_FALSE(parse_command(R"({"epoch":1,"round":1,"device_leaves":0})"));
 }
 
 TEST(Message, AnswerSurvivesTheWay) {
@@ -74,12 +78,9 @@ TEST(Message, EachFieldOfACommandMissingOrWrongIsNamed) {
   const Json good = {{"epoch", 1}, {"round", 1}, {"payload", {{"0", "x"}}}};
   ASSERT_TRUE(parse_command(dump(good)));
   const std::vector<std::pair<std::string, Json>> wrong = {
-      {"epoch", "1"},
-      {"round", 0},
-      {"payload", "x"},
-      {"payload", Json::array({"x"})},
-      {"payload", {{"", "x"}}},
-      {"payload", {{std::string(kMaxPayloadKeyBytes + 1, '1'), "x"}}},
+      {"epoch", "1"},           {"round", 0},
+      {"payload", "x"},         {"payload", Json::array({"x"})},
+      {"payload", {{"", "x"}}}, {"payload", {{std::string(kMaxPayloadKeyBytes + 1, '1'), "x"}}},
       {"payload", {{"0", 1}}},
   };
   for (const auto& [field, value] : wrong) {

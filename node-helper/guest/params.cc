@@ -107,6 +107,7 @@ Result<RoundParams> parse_round(const Json& params, const char* method, bool qui
   if (quiesce) p.lease = read_ms(f, "lease_ms", 1);
   p.timeout = read_ms(f, "timeout_ms", 1);
   p.payloads = f.payloads_or_none("payloads");
+  if (quiesce) p.device_leaves = f.flag_or("device_leaves", true);
   if (!f.ok()) return f.error();
   return p;
 }

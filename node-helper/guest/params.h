@@ -55,7 +55,8 @@ struct RoundParams {  // job.quiesce and job.resume
   std::uint32_t round = 1;
   Milliseconds lease{0};  // quiesce only
   Milliseconds timeout{0};
-  Json payloads;  // {rank: string}; null: none
+  Json payloads;              // {rank: string}; null: none
+  bool device_leaves = true;  // quiesce only: this VM's may be taken away then
 };
 
 struct RenewParams {

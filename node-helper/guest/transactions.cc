@@ -38,6 +38,7 @@ Json step_params(const RoundParams& p, Milliseconds timeout) {
                  {"round", p.round},
                  {"timeout_ms", step_timeout(timeout).count()}};
   if (!p.payloads.is_null()) params["payloads"] = p.payloads;
+  if (!p.device_leaves) params["device_leaves"] = false;
   return params;
 }
 

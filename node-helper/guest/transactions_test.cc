@@ -448,6 +448,18 @@ TEST_F(TransactionsTest, AResumeByItselfThatFailsIsTriedAgain) {
   EXPECT_FALSE(at_rest());
 }
 
+TEST_F(TransactionsTest, StepsAreToldWhenTheDeviceStays) {
+  steps.add(7, 0);
+  Got got;
+  RoundParams params = round(5, 1);
+  params.device_leaves = false;
+  transactions.quiesce(params, got);
+  EXPECT_EQ(steps.asked[0].params["device_leaves"], false);
+  steps.answer("rest");
+  transactions.quiesce(round(6, 1), got);
+  EXPECT_FALSE(steps.asked[0].params.contains("device_leaves"));
+}
+
 TEST_F(TransactionsTest, AResumeByItselfGoesThroughAllItsRounds) {
   steps.add(7, 0);
   rest(5);

@@ -88,7 +88,8 @@ Answer RankAgent::answer_for(int code, const Command& command) {
   Answer answer{command.epoch, command.round, pid_, AnswerState::kMore, {}};
   const bool quiesce = code == kEventQuiesce;
   TransportAnswer result = quiesce
-                               ? transport_.quiesce(command.epoch, command.round, command.payloads)
+                               ? transport_.quiesce(command.epoch, command.round, command.payloads,
+                                                    command.device_leaves)
                                : transport_.resume(command.epoch, command.round, command.payloads);
   if (!result.more) answer.state = quiesce ? AnswerState::kRest : AnswerState::kDone;
   answer.payload = std::move(result.payload);

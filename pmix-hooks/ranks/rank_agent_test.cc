@@ -34,8 +34,10 @@ class FakeLink final : public RankLink {
 
 class FakeTransport final : public Transport {
  public:
-  TransportAnswer quiesce(std::uint64_t, std::uint32_t round, const Payloads& payloads) override {
+  TransportAnswer quiesce(std::uint64_t, std::uint32_t round, const Payloads& payloads,
+                          bool device_leaves) override {
     ++quiesces;
+    leaves = device_leaves;
     seen = payloads;
     while (block) std::this_thread::sleep_for(1ms);
     return {round < rounds, "q" + std::to_string(round)};
@@ -47,6 +49,7 @@ class FakeTransport final : public Transport {
   std::atomic<int> quiesces{0};
   std::atomic<int> resumes{0};
   std::uint32_t rounds = 1;
+  std::atomic<bool> leaves{false};
   std::atomic<bool> block{false};
   Payloads seen;
 };

@@ -27,9 +27,10 @@ class Transport {
   virtual ~Transport() = default;
 
   // Round 1, 2, ... until more is false: then at rest, and the process may be held at any time from
-  // the answer on.
+  // the answer on. device_leaves: the device of this VM may be taken away then; otherwise it stays,
+  // and only the peers' may go.
   virtual TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round,
-                                  const Payloads& payloads) = 0;
+                                  const Payloads& payloads, bool device_leaves) = 0;
   // Round 1, 2, ... until more is false: then running. Also called after a quiesce that was given
   // up half way.
   virtual TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
@@ -41,7 +42,9 @@ class Transport {
 // before the device goes (guestd's part).
 class KernelTcpTransport final : public Transport {
  public:
-  TransportAnswer quiesce(std::uint64_t, std::uint32_t, const Payloads&) override { return {}; }
+  TransportAnswer quiesce(std::uint64_t, std::uint32_t, const Payloads&, bool) override {
+    return {};
+  }
   TransportAnswer resume(std::uint64_t, std::uint32_t, const Payloads&) override { return {}; }
 };
 
@@ -51,10 +54,10 @@ class TransportPair final : public Transport {
   // Both outlive it.
   TransportPair(Transport& speaking, Transport& silent) : speaking_(speaking), silent_(silent) {}
 
-  TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round,
-                          const Payloads& payloads) override {
-    const bool more = silent_.quiesce(epoch, round, {}).more;
-    TransportAnswer answer = speaking_.quiesce(epoch, round, payloads);
+  TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round, const Payloads& payloads,
+                          bool device_leaves) override {
+    const bool more = silent_.quiesce(epoch, round, {}, device_leaves).more;
+    TransportAnswer answer = speaking_.quiesce(epoch, round, payloads, device_leaves);
     answer.more = answer.more || more;
     return answer;
   }

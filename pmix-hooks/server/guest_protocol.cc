@@ -27,9 +27,12 @@ Result<GuestRequest> parse_round(RequestKind kind, std::string id, const Json& p
   if (!timeout) return timeout.error();
   Result<Payloads> payloads = get_payloads(params, "payloads");
   if (!payloads) return payloads.error();
+  Result<bool> leaves = get_bool_or(params, "device_leaves", true);
+  if (!leaves) return leaves.error();
   request.round.epoch = *epoch;
   request.round.round = static_cast<std::uint32_t>(*round);
   request.round.payloads = std::move(*payloads);
+  request.round.device_leaves = *leaves;
   request.timeout_ms = static_cast<std::uint32_t>(*timeout);
   return request;
 }
@@ -70,15 +73,6 @@ Error parse_error(const Json& error) {
 Result<Json> result_object(const GuestReply& reply) {
   if (reply.error) return *reply.error;
   return parse_object(reply.result, kMaxLineBytes);
-}
-
-Result<bool> get_bool(const Json& object, const char* field) {
-  const auto found = object.find(field);
-  if (found == object.end() || !found->is_boolean()) {
-    return Error{Code::kInvalidArgument,
-                 "message refused: field '" + std::string(field) + "': not true or false"};
-  }
-  return found->get<bool>();
 }
 
 }  // namespace

@@ -25,6 +25,10 @@ TEST(GuestProtocol, ReadsAQuiesce) {
   EXPECT_EQ(request.round.round, 2u);
   EXPECT_EQ(request.round.payloads, (Payloads{{"1", "x"}}));
   EXPECT_EQ(request.timeout_ms, 500u);
+  EXPECT_TRUE(request.round.device_leaves);
+  Json stays = kQuiesce;
+  stays["params"]["device_leaves"] = false;
+  EXPECT_FALSE(std::get<GuestRequest>(*parse_guest_line(dump(stays))).round.device_leaves);
 }
 
 TEST(GuestProtocol, EachParameterMissingOrWrongIsNamedInTheAnswer) {
@@ -33,6 +37,7 @@ TEST(GuestProtocol, EachParameterMissingOrWrongIsNamedInTheAnswer) {
       {"round", {0, -1, 1'000'001, "1", nullptr}},
       {"timeout_ms", {0, -1, 86'400'001, "1", nullptr}},
       {"payloads", {"x", 1, Json::array(), {{"", "y"}}, {{"1", 2}}}},
+      {"device_leaves", {"no", 0, nullptr}},
   };
   for (const auto& [field, values] : wrong) {
     std::vector<Json> lines;
@@ -40,7 +45,7 @@ TEST(GuestProtocol, EachParameterMissingOrWrongIsNamedInTheAnswer) {
       lines.push_back(kQuiesce);
       lines.back()["params"][field] = value;
     }
-    if (field != "payloads") {
+    if (field != "payloads" && field != "device_leaves") {
       lines.push_back(kQuiesce);
       lines.back()["params"].erase(field);
     }

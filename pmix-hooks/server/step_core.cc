@@ -18,6 +18,7 @@ Effects StepCore::rest_expected(std::uint64_t epoch) {
   epoch_ = epoch;
   round_ = 1;
   payloads_.clear();
+  device_leaves_ = true;  // not known: then every process is ready for it
   std::vector<std::int32_t> all;
   for (const auto& [pid, member] : members_) all.push_back(pid);
   ask(effects, all, kEventQuiesce, payloads_);
@@ -43,7 +44,7 @@ bool StepCore::waits_for(Phase phase, const Member& member) {
 void StepCore::ask(Effects& effects, const std::vector<std::int32_t>& pids, int code,
                    const Payloads& payloads) {
   if (pids.empty()) return;
-  SendCommand send{code, {}, Command{epoch_, round_, payloads}};
+  SendCommand send{code, {}, Command{epoch_, round_, payloads, device_leaves_}};
   for (std::int32_t pid : pids) {
     Member& member = members_.at(pid);
     member.state = code == kEventQuiesce ? MemberState::kAsked : MemberState::kResuming;
@@ -82,6 +83,7 @@ Effects StepCore::quiesce(RoundRequest request) {
   epoch_ = request.epoch;
   round_ = request.round;
   payloads_ = std::move(request.payloads);
+  device_leaves_ = request.device_leaves;
   pending_ = Pending{Phase::kQuiesce, {std::move(request.id)}};
 
   std::vector<std::int32_t> to_ask;
@@ -120,6 +122,7 @@ Effects StepCore::resume(RoundRequest request) {
   phase_ = Phase::kResume;
   round_ = request.round;
   payloads_ = std::move(request.payloads);
+  device_leaves_ = true;
   pending_ = Pending{Phase::kResume, {std::move(request.id)}};
 
   std::vector<std::int32_t> to_ask;

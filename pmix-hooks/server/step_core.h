@@ -66,6 +66,7 @@ struct RoundRequest {
   std::uint64_t epoch = 0;
   std::uint32_t round = 0;
   Payloads payloads;
+  bool device_leaves = true;  // step.quiesce
 };
 
 struct MemberInfo {
@@ -133,7 +134,9 @@ class StepCore {
   Phase phase_ = Phase::kNone;
   std::uint64_t epoch_ = 0;
   std::uint32_t round_ = 0;
-  Payloads payloads_;  // of the round under way, for members that come late
+  // Of the round under way, for members that come late.
+  Payloads payloads_;
+  bool device_leaves_ = true;
   std::vector<RoundAnswer> left_;
   std::optional<Pending> pending_;
 };

@@ -66,6 +66,14 @@ TEST_F(StepCoreTest, HoldsARankOnlyAfterItsOwnAnswer) {
                                                       RoundAnswer{1, 101, "rest", "p101"}));
 }
 
+TEST_F(StepCoreTest, RanksAreToldWhetherTheDeviceLeaves) {
+  RoundRequest stays = request("q1", 1, 1);
+  stays.device_leaves = false;
+  EXPECT_FALSE(of<SendCommand>(core.quiesce(std::move(stays)))[0].command.device_leaves);
+  EXPECT_FALSE(of<SendCommand>(core.hello(2, 102))[0].command.device_leaves) << "came late";
+  EXPECT_TRUE(of<SendCommand>(core.quiesce(request("q2", 2, 1)))[0].command.device_leaves);
+}
+
 TEST_F(StepCoreTest, MoreIsAskedAgainInTheNextRoundWithThePayloads) {
   core.quiesce(request("q1", 1, 1));
   rest(100);

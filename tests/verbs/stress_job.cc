@@ -94,7 +94,7 @@ void StressJob::deafen(unsigned ranks) {
 
 // As plugin and coordinator do: all at once, each round with what the last one answered; who is
 // through is not asked again.
-int StressJob::rounds(Step step, int limit, bool& finished) {
+int StressJob::rounds(const Step& step, int limit, bool& finished) {
   hooks::Payloads payloads;
   course_.clear();
   std::vector<char> more(processes_.size(), 1);
@@ -108,8 +108,7 @@ int StressJob::rounds(Step step, int limit, bool& finished) {
       if (!more[i]) continue;
       agents.emplace_back([&, i] {
         act_as(static_cast<int>(i));
-        answers[i] = (processes_[i]->transport.get()->*step)(
-            epoch_, static_cast<std::uint32_t>(round), payloads);
+        answers[i] = step(i, static_cast<std::uint32_t>(round), payloads);
       });
     }
     for (std::thread& agent : agents) agent.join();
@@ -128,15 +127,19 @@ int StressJob::rounds(Step step, int limit, bool& finished) {
   return round;
 }
 
-MoveReport StressJob::move(unsigned moved_ranks, int give_up_after) {
+MoveReport StressJob::move(unsigned moved_ranks, int give_up_after, bool undone) {
   MoveReport report;
   ++epoch_;
   auto begin = Clock::now();
-  report.quiesce_rounds = rounds(&hooks::verbs::VerbsTransport::quiesce,
-                                 give_up_after != 0 ? give_up_after : kMaxRounds, report.rested);
+  const auto quiesce = [&](std::size_t i, std::uint32_t round, const hooks::Payloads& payloads) {
+    const bool leaves = (moved_ranks >> i & 1) != 0;
+    return processes_[i]->transport->quiesce(epoch_, round, payloads, leaves);
+  };
+  report.quiesce_rounds =
+      rounds(quiesce, give_up_after != 0 ? give_up_after : kMaxRounds, report.rested);
   report.drain_s = seconds_since(begin);
   report.course = course_;
-  for (std::size_t i = 0; report.rested && i < processes_.size(); ++i) {
+  for (std::size_t i = 0; report.rested && !undone && i < processes_.size(); ++i) {
     if ((moved_ranks >> i & 1) == 0) continue;
     const std::string name = processes_[i]->device;
     if (!fabric_.unplug(static_cast<int>(i), name).nothing())
@@ -145,7 +148,10 @@ MoveReport StressJob::move(unsigned moved_ranks, int give_up_after) {
   }
   begin = Clock::now();
   bool running = false;
-  report.resume_rounds = rounds(&hooks::verbs::VerbsTransport::resume, kMaxRounds, running);
+  const auto resume = [&](std::size_t i, std::uint32_t round, const hooks::Payloads& payloads) {
+    return processes_[i]->transport->resume(epoch_, round, payloads);
+  };
+  report.resume_rounds = rounds(resume, kMaxRounds, running);
   report.rebuild_s = seconds_since(begin);
   if (!running) report.error = "resume does not come to an end:" + course_;
   return report;

@@ -3,6 +3,7 @@
 // would.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -38,9 +39,9 @@ class StressJob {
   // Until every rank has its device open. Who opens the first one after others were moved does not
   // know the numbers they carry (docs/status.md).
   void await_devices();
-  // Those whose bit is set get another device. give_up_after: rounds, then resumed where they are
-  // (0: not).
-  MoveReport move(unsigned moved_ranks, int give_up_after = 0);
+  // Those whose bit is set get another device, the others keep theirs. give_up_after: rounds, then
+  // resumed where they are (0: not). undone: they rest, and no device goes.
+  MoveReport move(unsigned moved_ranks, int give_up_after = 0, bool undone = false);
   // After the messages, or when stop is set.
   std::vector<StressResult> join();
   void stop() { stop_ = true; }
@@ -60,10 +61,10 @@ class StressJob {
     std::thread thread;
     StressResult result;
   };
-  using Step = hooks::TransportAnswer (hooks::verbs::VerbsTransport::*)(std::uint64_t,
-                                                                        std::uint32_t,
-                                                                        const hooks::Payloads&);
-  int rounds(Step step, int limit, bool& finished);
+  // One step of rank i in a round.
+  using Step = std::function<hooks::TransportAnswer(std::size_t i, std::uint32_t round,
+                                                    const hooks::Payloads& payloads)>;
+  int rounds(const Step& step, int limit, bool& finished);
   void plug(int rank);
   void act_as(int rank);
 

@@ -266,18 +266,22 @@ bool finish_srq_receive(VSrq& srq, ibv_wc& wc) {
   return true;
 }
 
-bool is_current(const VQp& qp, std::uint64_t layers_own_id) {
-  return (layers_own_id & 0xff) == qp.marker_sequence;
+// The layer's own work: booked, and not shown to the application.
+bool is_own(VQp& qp, std::uint64_t wr_id) {
+  if (is_marker(wr_id)) {
+    qp.marker.came_back(wr_id);
+    return true;
+  }
+  if (!is_last_receive(wr_id)) return false;
+  qp.last_receive.came_back(wr_id);
+  return true;
 }
 
 // Of a queue pair that was stopped by our own hand, or by the peer's: the work stays in the log, to
 // be repeated. With whatever status: what was wrong with it will be wrong again.
 void keep_for_later(VQp& qp, const ibv_wc& wc) {
-  if (is_marker(wc.wr_id)) {
-    qp.marker_done |= is_current(qp, wc.wr_id);
-  } else if (is_last_receive(wc.wr_id)) {
-    qp.last_receive_done |= is_current(qp, wc.wr_id);
-  } else if (qp.srq != nullptr && (wc.wr_id & 0xffff'ffff'0000'0000) == kSrqTag) {
+  if (is_own(qp, wc.wr_id)) return;
+  if (qp.srq != nullptr && (wc.wr_id & 0xffff'ffff'0000'0000) == kSrqTag) {
     const auto index = static_cast<std::uint32_t>(wc.wr_id);
     if (index < qp.srq->slot_count) qp.srq->slots[index].posted = false;
   } else {
@@ -300,7 +304,7 @@ bool account_error(VQp& qp, ibv_wc& wc) {
   }
   if (qp.srq != nullptr && finish_srq_receive(*qp.srq, wc)) return true;
   qp.errored.store(true, std::memory_order_relaxed);
-  return !is_marker(wc.wr_id) && !is_last_receive(wc.wr_id);
+  return !is_own(qp, wc.wr_id);
 }
 
 struct SendBatch {
@@ -356,10 +360,7 @@ bool account(VContext& context, ibv_wc& wc) {
   if (__builtin_expect(wc.status != IBV_WC_SUCCESS, 0)) return account_error(*qp, wc);
   wc.qp_num = qp->pub.qp_num;
   if ((wc.opcode & IBV_WC_RECV) == 0) {
-    if (__builtin_expect(is_marker(wc.wr_id), 0)) {
-      if (is_current(*qp, wc.wr_id)) qp->marker_done = true;
-      return false;
-    }
+    if (__builtin_expect(is_marker(wc.wr_id), 0)) return !is_own(*qp, wc.wr_id);
     add_one(qp->sends_completed);
     return true;
   }

@@ -33,9 +33,10 @@ void Directory::add(const PortStatement& port, const Address& known, const State
   Place& place = places_[known];
   place.real_lid = port.real_lid;
   place.mtu = port.mtu;
+  place.left = place.left || !statement.stays;
   for (const QpStatement& qp : port.qps) {
     place.numbers.put(qp.virtual_number, qp.real_number);
-    qps_.insert({{known, qp.virtual_number}, {&qp, &port, rkeys}});
+    qps_.insert({{known, qp.virtual_number}, {&qp, &port, rkeys, !statement.stays}});
   }
   for (const auto& [from, to] : statement.keys) place.rkeys.put(from, to);
 }
@@ -48,7 +49,7 @@ std::optional<Directory::Found> Directory::find(const Address& there, std::uint3
   for (auto it = begin; it != end; ++it) {
     if (it->second.qp->peer_number == mine) best = it;
   }
-  return Found{best->second.qp, best->second.port, best->second.rkeys};
+  return best->second;
 }
 
 const Directory::Place* Directory::place(const Address& there) const {

@@ -24,6 +24,7 @@ class Directory {
     const QpStatement* qp = nullptr;
     const PortStatement* port = nullptr;
     const KeyTable* rkeys = nullptr;  // of its process
+    bool left = false;                // its device does not stay
   };
   // The queue pair the application calls `number` at `there` (virtual ones both). Where several
   // claim to be it, the one that talks to `mine`.
@@ -34,7 +35,8 @@ class Directory {
     Gid real_gid{};
     std::uint16_t real_lid = 0;
     std::uint32_t mtu = 0;
-    KeyTable numbers;  // queue pairs: virtual to real
+    bool left = false;  // somebody's device there does not stay
+    KeyTable numbers;   // queue pairs: virtual to real
     KeyTable rkeys;
   };
   const Place* place(const Address& there) const;
@@ -47,18 +49,13 @@ class Directory {
   const std::map<std::string, Statement>& statements() const { return statements_; }
 
  private:
-  struct Listed {
-    const QpStatement* qp;
-    const PortStatement* port;
-    const KeyTable* rkeys;
-  };
   void add(const PortStatement& port, const Address& known, const Statement& statement,
            const KeyTable* rkeys);
 
   std::map<std::string, Statement> statements_;
   std::vector<std::unique_ptr<KeyTable>> process_rkeys_;
   std::map<Address, Place> places_;
-  std::multimap<std::pair<Address, std::uint32_t>, Listed> qps_;
+  std::multimap<std::pair<Address, std::uint32_t>, Found> qps_;
   std::map<Gid, KeyTable> sources_;
   std::map<std::uint16_t, KeyTable> lid_sources_;
   std::map<std::uint32_t, std::optional<std::uint32_t>> only_sources_;

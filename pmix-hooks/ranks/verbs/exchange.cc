@@ -158,9 +158,12 @@ bool head(std::string_view line, Statement& out) {
   if (!line.starts_with("V1 ")) return false;
   Fields fields(line.substr(3));
   std::uint8_t ok = 0;
-  if (!(fields.number(out.stage) && fields.number(ok) && fields.end()) || ok > 1) return false;
+  std::uint8_t stays = 0;
+  if (!(fields.number(out.stage) && fields.number(ok) && fields.number(stays) && fields.end()))
+    return false;
   out.ok = ok == 1;
-  return true;
+  out.stays = stays == 1;
+  return ok <= 1 && stays <= 1;
 }
 
 }  // namespace
@@ -187,7 +190,7 @@ Address Address::of(const ibv_ah_attr& attr) {
 std::string encode(const Statement& statement) {
   Writer out;
   out.text = "V1";
-  out.number(statement.stage).number(statement.ok ? 1 : 0);
+  out.number(statement.stage).number(statement.ok ? 1 : 0).number(statement.stays ? 1 : 0);
   for (const PortStatement& port : statement.ports) {
     out.tag('P').number(port.virtual_lid).number(port.real_lid).number(port.mtu);
     for (const auto& [known, now] : port.gids) out.tag('G').gid(known).gid(now);

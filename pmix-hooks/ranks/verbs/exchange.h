@@ -4,11 +4,14 @@
 // Lines of fields separated by single blanks, numbers in hex. Read with bounds: the text comes from
 // another process.
 //
-//   V1 STAGE OK                      the stage the process is in, and whether it is through with it
+//   V1 STAGE OK STAYS                the stage the process is in, whether it is through with it,
+//   and
+//                                    whether its device stays where it is
 //   P VLID RLID MTU                  a port: as the application knows it, as it is now
 //   G VGID RGID                      one of its GIDs
-//   Q TYPE VQPN RQPN FLAGS SENT RECEIVED DLID DGID|- DQPN        a queue pair on it, and whom it
-//   talks to K VRKEY RRKEY                    a memory key
+//   Q TYPE VQPN RQPN FLAGS SENT RECEIVED DLID DGID|- DQPN
+//                                    a queue pair on it, and whom it talks to
+//   K VRKEY RRKEY                    a memory key
 #pragma once
 
 #include <array>
@@ -74,6 +77,7 @@ struct PortStatement {
 struct Statement {
   std::uint32_t stage = 0;
   bool ok = false;
+  bool stays = false;
   std::vector<PortStatement> ports;
   std::vector<std::pair<std::uint32_t, std::uint32_t>> keys;  // virtual, real
   bool operator==(const Statement&) const = default;

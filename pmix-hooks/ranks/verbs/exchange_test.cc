@@ -31,6 +31,7 @@ Statement example() {
   Statement s;
   s.stage = 11;
   s.ok = true;
+  s.stays = true;
   s.ports.push_back({3, 4, 5, {{gid_of(1), gid_of(2)}}, {qp(0x11, 0x12, 9, 0x13)}});
   s.ports.push_back({0, 0, 3, {}, {}});
   s.ports[1].qps.push_back(qp(0xfffffe, 0x20, 0, 0));
@@ -58,11 +59,11 @@ TEST(Exchange, EveryTruncationAndEveryChangedByteIsReadOrRefusedButNeverCrashes)
 }
 
 TEST(Exchange, RefusesWhatIsNoStatement) {
-  for (const char* text :
-       {"", "V1", "V1 1", "V1 1 2", "V2 1 1", "V1 1 1\nX 1", "V1 1 1\nP 1 2",
-        "V1 1 1\nP 10000 1 1", "V1 1 1\nG 0 0", "V1 1 1\nK 1 100000000", "V1 1 1\nK 1 2 3",
-        "V1 1 1\nK  1 2", "V1 1 1\nP 1 1 1\nQ 2 1000000 1 1 0 0 0 - 1",
-        "V1 1 1\nQ 2 1 1 1 0 0 0 - 1", "V1 -1 1", "V1 1 1\nK 0x1 2"}) {
+  for (const char* text : {"", "V1", "V1 1", "V1 1 1", "V1 1 2 0", "V1 1 1 2", "V1 1 1 0 0",
+                           "V2 1 1 0", "V1 1 1 0\nX 1", "V1 1 1 0\nP 1 2", "V1 1 1 0\nP 10000 1 1",
+                           "V1 1 1 0\nG 0 0", "V1 1 1 0\nK 1 100000000", "V1 1 1 0\nK 1 2 3",
+                           "V1 1 1 0\nK  1 2", "V1 1 1 0\nP 1 1 1\nQ 2 1000000 1 1 0 0 0 - 1",
+                           "V1 1 1 0\nQ 2 1 1 1 0 0 0 - 1", "V1 -1 1 0", "V1 1 1 0\nK 0x1 2"}) {
     EXPECT_FALSE(parse_statement(text)) << text;
   }
 }

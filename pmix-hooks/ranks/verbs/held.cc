@@ -57,8 +57,7 @@ int held_post_send(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad, bool& again) {
   for (; wr != nullptr; wr = wr->next) {
     int error = check_send(qp, *wr);
     if (state == IBV_QPS_RESET || state == IBV_QPS_INIT || state == IBV_QPS_RTR) error = EINVAL;
-    // One more than granted for the marker.
-    if (error == 0 && qp.sends.size() > qp.cap.max_send_wr) error = ENOMEM;
+    if (error == 0 && qp.sends.size() >= qp.cap.max_send_wr) error = ENOMEM;
     if (error != 0) {
       *bad = wr;
       return error;

@@ -52,8 +52,10 @@ bool await_arrivals(Layer& layer, const Statements& statements, const Patience& 
 void take_in(Layer& layer);
 // With the peers' counts: what was executed of the work taken back is done.
 void resolve_taken_back(Layer& layer, const Statements& statements);
-// Destroys every real object and closes the devices.
+// The end of a quiesce. Destroys every real object and closes the devices.
 void tear_down(Layer& layer);
+// Or, where the device stays: keeps all that. Marks the queue pairs of which the other end goes.
+void keep_devices(Layer& layer, const Statements& statements);
 
 // resume.cc
 // -------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ void tear_down(Layer& layer);
 bool reopen(Layer& layer, const Patience& patience);
 // Connects to where the peers are now, and posts receives. The same.
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch);
-// Lets sends go, and the application.
+// Lets sends go, and then the application. False: not all could be posted; may be tried again.
 bool run_again(Layer& layer, const Patience& patience);
 
 // statement.cc

@@ -171,17 +171,14 @@ struct VQp {
   std::uint32_t async_events_given = 0;
 
   // During a quiesce and a resume only.
-  bool marker_out = false;
-  bool marker_done = false;
-  std::uint8_t marker_sequence = 0;
+  OwnWork marker;                       // in the send queue: comes back when all of it is done
+  OwnWork last_receive;                 // behind all receives, when they are taken back
   bool stuck = false;                   // its sends wait for a receiver
   std::atomic<bool> taken_back{false};  // in state ERR by our own hand
-  bool last_receive_out = false;        // posted behind all receives, then
-  bool last_receive_done = false;
-  bool all_back = false;      // all that was posted has come back
-  bool rebuild = false;       // new real object, or reset
-  bool fresh = false;         // new, and nothing was done with it
-  std::uint64_t flushed = 0;  // completions that came because it was taken back
+  bool all_back = false;                // all that was posted has come back
+  bool rebuild = false;                 // new real object, or reset
+  bool fresh = false;                   // new, and nothing was done with it
+  std::uint64_t flushed = 0;            // completions that came because it was taken back
 
   std::size_t place = 0;
 };

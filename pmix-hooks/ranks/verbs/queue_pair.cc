@@ -106,6 +106,8 @@ void forget_work(VQp& qp) {
   qp.sends_completed = 0;
   qp.recvs_completed = 0;
   qp.srq_received = 0;
+  qp.marker.forget();
+  qp.last_receive.forget();
   qp.errored = false;
   qp.psn_shift = 0;
   forget_taking_back(qp);
@@ -113,7 +115,6 @@ void forget_work(VQp& qp) {
 
 void forget_taking_back(VQp& qp) {
   qp.stuck = qp.taken_back = qp.all_back = false;
-  qp.last_receive_out = qp.last_receive_done = false;
   qp.flushed = 0;
 }
 

@@ -59,9 +59,10 @@ void retire_all_sends(VQp& qp) {
 
 // Completions of unsignalled work are not told; of a signalled marker behind it they are. RC and
 // UC: a write of nothing, which needs no memory key and no receive. UD: a message to nobody.
-bool post_marker(VQp& qp) {
+// No place for it now (a device that had none to spare): there will be when something completes.
+void post_marker(VQp& qp) {
   ibv_send_wr wr{};
-  wr.wr_id = kMarkerId | qp.marker_sequence;
+  wr.wr_id = qp.marker.next_id(kMarkerId);
   wr.send_flags = IBV_SEND_SIGNALED;
   wr.opcode = IBV_WR_RDMA_WRITE;
   if (qp.translate) {
@@ -72,7 +73,7 @@ bool post_marker(VQp& qp) {
     wr.wr.ud.remote_qpn = kNobody;
   }
   ibv_send_wr* bad = nullptr;
-  return qp.real->context->ops.post_send(qp.real, &wr, &bad) == 0;
+  if (qp.real->context->ops.post_send(qp.real, &wr, &bad) == 0) qp.marker.posted();
 }
 
 // One look at a queue pair: true when nothing of it is out.
@@ -80,19 +81,17 @@ bool is_drained(VQp& qp) {
   // Sends only: the application may be posting receives, and does that itself.
   qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
   if (qp.taken_back) return false;  // its receives have to be collected, too
-  if (qp.marker_done) {
+  if (qp.marker.is_back()) {
     retire_all_sends(qp);
-    qp.marker_out = qp.marker_done = false;
+    qp.marker.forget();
   }
-  if (qp.sends.tail == qp.sends.real && !qp.marker_out) return true;
+  if (qp.sends.tail == qp.sends.real && !qp.marker.is_out()) return true;
   // In error: what was posted comes back by itself, if it has not yet.
   if (!can_send(qp)) {
     retire_all_sends(qp);
     return true;
   }
-  // No place for it now (an application that filled the queue): one will be free when something
-  // completes.
-  if (!qp.marker_out) qp.marker_out = post_marker(qp);
+  if (!qp.marker.is_out()) post_marker(qp);
   return false;
 }
 
@@ -125,13 +124,14 @@ WaitsFor waits_for(VQp& qp, const QpStatement* peer) {
 bool takes_receives(const VQp& qp) { return qp.srq == nullptr && qp.cap.max_recv_wr > 0; }
 
 // Behind the last receive of an errored queue pair.
-bool post_last_receive(VQp& qp) {
+void post_last_receive(VQp& qp) {
   ibv_recv_wr wr{};
-  wr.wr_id = kLastReceiveId | qp.marker_sequence;
+  wr.wr_id = qp.last_receive.next_id(kLastReceiveId);
   ibv_recv_wr* bad = nullptr;
-  if (qp.real->context->ops.post_recv(qp.real, &wr, &bad) != 0) return false;
+  if (qp.real->context->ops.post_recv(qp.real, &wr, &bad) != 0) return;
+  qp.last_receive.posted();
   // Some devices (rxe) look for work to flush only when they are told the state.
-  return to_error(qp) == 0;
+  to_error(qp);
 }
 
 // One look at an errored queue pair: true when all that was posted has come back, which the last of
@@ -140,11 +140,12 @@ bool post_last_receive(VQp& qp) {
 bool is_all_back(VQp& qp) {
   if (qp.all_back) return true;
   retire(qp);
-  if (!qp.marker_out) qp.marker_out = post_marker(qp);
-  if (!qp.last_receive_out && takes_receives(qp)) qp.last_receive_out = post_last_receive(qp);
-  if (!qp.marker_done || (takes_receives(qp) && !qp.last_receive_done)) return false;
-  const std::uint64_t receives = qp.srq == nullptr ? qp.recvs.real - qp.recvs.tail : 0;
-  const std::uint64_t out = receives + (qp.sends.real - qp.sends.tail);
+  if (!qp.marker.is_out() && !qp.marker.is_back()) post_marker(qp);
+  const bool receives = takes_receives(qp);
+  if (receives && !qp.last_receive.is_out() && !qp.last_receive.is_back()) post_last_receive(qp);
+  if (!qp.marker.is_back() || (receives && !qp.last_receive.is_back())) return false;
+  std::uint64_t out = qp.sends.real - qp.sends.tail;
+  if (qp.srq == nullptr) out += qp.recvs.real - qp.recvs.tail;
   for (std::uint64_t done = out - std::min(out, qp.flushed);
        done > 0 && qp.sends.tail != qp.sends.real; --done) {
     const SendRecord& r = qp.sends.record(qp.sends.tail);
@@ -152,7 +153,8 @@ bool is_all_back(VQp& qp) {
     qp.sends.consumed += r.consumes_receive;
     ++qp.sends.tail;
   }
-  qp.marker_out = qp.marker_done = false;
+  qp.marker.forget();
+  qp.last_receive.forget();
   return qp.all_back = true;
 }
 
@@ -227,16 +229,19 @@ void destroy_objects(VContext& context) {
 }
 
 // Nothing is at a device any more: all that is not done waits for the next one.
+void call_back_work(VQp& qp) {
+  retire(qp);
+  qp.rebuild = true;
+  qp.marker.forget();
+  qp.last_receive.forget();
+  if (!can_send(qp) && !qp.taken_back) retire_all_sends(qp);
+  qp.sends.real = qp.sends.tail;
+  qp.recvs.real = qp.recvs.tail;
+  forget_taking_back(qp);
+}
+
 void call_back_work(VContext& context) {
-  for (VQp* qp : context.qps) {
-    retire(*qp);
-    qp->rebuild = true;
-    qp->marker_out = qp->marker_done = false;
-    if (!can_send(*qp) && !qp->taken_back) retire_all_sends(*qp);
-    qp->sends.real = qp->sends.tail;
-    qp->recvs.real = qp->recvs.tail;
-    forget_taking_back(*qp);
-  }
+  for (VQp* qp : context.qps) call_back_work(*qp);
   for (VSrq* srq : context.srqs) {
     for (std::uint32_t i = 0; i < srq->slot_count; ++i) srq->slots[i].posted = false;
   }
@@ -251,8 +256,8 @@ void begin_move(Layer& layer) {
     if (context->known.empty()) context->known = context->now;
     const std::lock_guard lock(layer.held_mutex);
     for (VQp* qp : context->qps) {
-      ++qp->marker_sequence;
-      qp->marker_out = qp->marker_done = false;
+      qp->marker.outdate();
+      qp->last_receive.outdate();
       forget_taking_back(*qp);
     }
   }
@@ -362,6 +367,21 @@ void tear_down(Layer& layer) {
     take_from_event_fd(context->pub.async_fd, context->real->async_fd);
     close_real(*context);
   }
+}
+
+void keep_devices(Layer& layer, const Statements& statements) {
+  const Directory directory(statements);
+  const std::lock_guard lock(layer.held_mutex);
+  take_in(layer);
+  for_each_qp(layer, [&](VQp& qp) {
+    if (qp.taken_back) {
+      call_back_work(qp);  // has come back, all of it; the peer does the same
+    } else if (is_connected(qp)) {
+      const auto peer =
+          directory.find(Address::of(qp.attr.ah_attr), qp.attr.dest_qp_num, qp.pub.qp_num);
+      qp.rebuild = qp.rebuild || (peer && peer->left);
+    }
+  });
 }
 
 }  // namespace symvirt::hooks::verbs

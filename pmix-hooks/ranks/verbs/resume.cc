@@ -111,6 +111,8 @@ void reset_counts(VQp& qp) {
   qp.sends_completed = 0;
   qp.recvs_completed = 0;
   qp.srq_received = 0;
+  qp.marker.forget();
+  qp.last_receive.forget();
   qp.fresh = false;
   forget_taking_back(qp);
   qp.sends.real = qp.sends.tail;
@@ -166,11 +168,22 @@ void find_keys(VQp& qp) {
     static_cast<void>(real_attributes(qp, qp.attr, IBV_QP_AV | IBV_QP_DEST_QPN));
 }
 
+// A new one where a device has gone, even to the same address: in it may be what the address was
+// resolved to.
+bool renew(VAh& ah, const Directory& directory) {
+  const Directory::Place* const place = directory.place(Address::of(ah.attr));
+  if (ah.real != nullptr && (place == nullptr || !place->left)) {
+    ah.numbers = place == nullptr ? nullptr : &place->numbers;
+    return true;
+  }
+  if (ah.real != nullptr) real_verbs()->destroy_ah(std::exchange(ah.real, nullptr));
+  return make_real_ah(ah);
+}
+
 bool connect_context(VContext& context, std::uint64_t epoch) {
   const Directory& directory = *context.layer->directory;
   for (VAh* ah : context.ahs) {
-    if (ah->real != nullptr) real_verbs()->destroy_ah(std::exchange(ah->real, nullptr));
-    if (!make_real_ah(*ah)) return false;
+    if (!renew(*ah, directory)) return false;
   }
   for (VQp* qp : context.qps) {
     if (peer_is_rebuilt(*qp, directory)) qp->rebuild = true;
@@ -230,8 +243,9 @@ bool run_again(Layer& layer, const Patience& patience) {
       for (VCq* cq : context->cqs) arm_again(*cq);
       for (VQp* qp : context->qps) {
         qp->fresh = false;
-        if (std::exchange(qp->rebuild, false) && wants_to_send(*qp))
-          all = to_ready_to_send(*qp) == 0 && all;
+        if (!std::exchange(qp->rebuild, false) || !wants_to_send(*qp)) continue;
+        // Broken since it was connected, by the peer's first message: what waits is flushed.
+        if (to_ready_to_send(*qp) != 0) to_error(*qp);
       }
       for (VQp* qp : context->qps) all = post_waiting_receives(*qp) && all;
       for (VSrq* srq : context->srqs) all = post_waiting_srq(*srq) && all;
@@ -240,11 +254,12 @@ bool run_again(Layer& layer, const Patience& patience) {
     for (VContext* context : layer.contexts) {
       for (VQp* qp : context->qps) all = send_waiting(layer, *qp, patience) && all;
     }
+    if (!all) return false;
     layer.state.store(kCarried, std::memory_order_release);
   }
   synchronize();
   layer.control.open();
-  return all;
+  return true;
 }
 
 }  // namespace symvirt::hooks::verbs

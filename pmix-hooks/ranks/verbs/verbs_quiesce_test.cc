@@ -107,6 +107,51 @@ TEST_F(VerbsQuiesce, WorkInFrontOfASendWithoutAReceiverIsNotRepeated) {
   }
 }
 
+// What the layer posts itself takes the one place in the queue that the application does not know
+// of, however often it is given up.
+TEST_F(VerbsQuiesce, QuiescesGivenUpLeaveTheQueueToTheApplication) {
+  constexpr std::uint64_t kDepth = 64;
+  pair(IBV_QPT_RC);
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    SCOPED_TRACE(repeat);
+    const std::uint64_t base = 1000u * static_cast<std::uint64_t>(repeat);
+    const auto is_signalled = [](std::uint64_t i) { return i % 3 != 0 || i + 1 == kDepth; };
+    std::uint64_t sent = 0;
+    const auto send_until = [&](std::uint64_t end) {  // without a receiver
+      for (; sent < end; ++sent) {
+        const std::uint64_t value = base + sent;
+        std::memcpy(p[0].memory.data(), &value, sizeof value);
+        const unsigned flags =
+            is_signalled(sent) ? IBV_SEND_INLINE | IBV_SEND_SIGNALED : IBV_SEND_INLINE;
+        ASSERT_EQ(p[0].send(q[0], value, 0, 8, flags), 0) << sent;
+      }
+    };
+    for (int attempt = 1; attempt <= 5; ++attempt) {
+      send_until(static_cast<std::uint64_t>(attempt) * 10);
+      quiesce_in_vain(attempt % 3 + 1);
+    }
+    send_until(kDepth);
+    quiesce_in_vain(1);
+    // There is one place more than granted, and not more than one is taken.
+    EXPECT_EQ(p[0].send(q[0], 9, 0, 8), ENOMEM);
+    if (repeat > 0) move();
+    for (std::uint64_t i = 0; i < kDepth; ++i) ASSERT_EQ(p[1].receive(q[1], base + i, i * 8, 8), 0);
+    for (std::uint64_t i = 0; i < kDepth; ++i) {
+      std::uint64_t value = 0;
+      EXPECT_EQ(p[1].next().wr_id, base + i);
+      std::memcpy(&value, p[1].memory.data() + i * 8, sizeof value);
+      EXPECT_EQ(value, base + i);
+      if (is_signalled(i)) {
+        const ibv_wc wc = p[0].next();
+        EXPECT_EQ(wc.wr_id, base + i);
+        EXPECT_EQ(wc.status, IBV_WC_SUCCESS);
+      }
+    }
+    EXPECT_TRUE(p[0].nothing_comes());
+    EXPECT_TRUE(p[1].nothing_comes());
+  }
+}
+
 // A quiesce holds receives for longer than a sender's retries last.
 TEST_F(VerbsQuiesce, ASenderThatDoesNotWaitForEverIsNotRefusedByAQuiesce) {
   rnr_timer = 0;  // 0.66 s
@@ -115,14 +160,12 @@ TEST_F(VerbsQuiesce, ASenderThatDoesNotWaitForEverIsNotRefusedByAQuiesce) {
   EXPECT_EQ(p[0].send(q[0], 5, 0, 8), 0);
   Payloads payloads;
   ++epoch;
-  for (int i = 0; i < kProcesses; ++i) {
-    p[i].act();
-    payloads[std::to_string(i)] = p[i].transport.quiesce(epoch, 1, {}).payload;
-  }
+  for (int i = 0; i < kProcesses; ++i)
+    payloads[std::to_string(i)] = p[i].quiesce(epoch, 1, {}).payload;
   std::this_thread::sleep_for(milliseconds(900));
-  rounds([&](VerbsTransport& t, std::uint32_t round, const Payloads& next) {
-    return t.quiesce(epoch, round + 1, round == 1 ? payloads : next);
-  });
+  rounds([&](Process& process, int round,
+             const Payloads& next) { return process.quiesce(epoch, round + 1, next); },
+         20, payloads);
   replace_devices();
   p[1].act();
   p[1].receive(q[1], 6, 0, 8);
@@ -136,7 +179,7 @@ TEST_F(VerbsQuiesce, ASenderThatDoesNotWaitForEverIsNotRefusedByAQuiesce) {
 TEST_F(VerbsQuiesce, ADeviceIsNotOpenedForTheFirstTimeWhileOthersRest) {
   Layer layer;
   VerbsTransport transport([&]() -> Layer& { return layer; });
-  EXPECT_FALSE(transport.quiesce(1, 1, {}).more);
+  EXPECT_FALSE(transport.quiesce(1, 1, {}, true).more);
   std::atomic<bool> opened = false;
   std::thread application([&] {
     Layer::set_current_for_test(&layer);
@@ -201,9 +244,7 @@ TEST_F(VerbsQuiesce, AQuiesceGivenUpInAnyRoundIsUndone) {
       for (int i = 0; i < kProcesses; ++i) {
         // In the last round only one of them gets its turn.
         if (round == given_up && i == 1) continue;
-        p[i].act();
-        next[std::to_string(i)] =
-            p[i].transport.quiesce(epoch, static_cast<std::uint32_t>(round), payloads).payload;
+        next[std::to_string(i)] = p[i].quiesce(epoch, round, payloads).payload;
       }
       payloads = std::move(next);
     }

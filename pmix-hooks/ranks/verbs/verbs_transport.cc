@@ -26,20 +26,24 @@ bool everyone_reached(const Statements& all, std::uint32_t stage) {
                      [stage](const auto& entry) { return entry.second.stage >= stage; });
 }
 
-// Whether work was taken back and not sorted out, or some connections are new and others not.
+// Whether work was taken back and not sorted out, or one end of a connection is new and the other
+// not.
 bool is_half_rebuilt(const Statements& all) {
-  bool rebuilt = false;
-  bool kept = false;
+  const Directory directory(all);
+  const auto is_half = [&](const QpStatement& qp) {
+    if ((qp.flags & kQpTakenBack) != 0) return true;
+    if ((qp.flags & kQpConnected) == 0) return false;
+    const auto peer = directory.find(qp.peer, qp.peer_number, qp.virtual_number);
+    return peer && peer->qp->peer_number == qp.virtual_number &&
+           (peer->qp->flags & kQpConnected) != 0 &&
+           (peer->qp->flags & kQpRebuild) != (qp.flags & kQpRebuild);
+  };
   for (const auto& [rank, statement] : all) {
     for (const PortStatement& port : statement.ports) {
-      for (const QpStatement& qp : port.qps) {
-        if ((qp.flags & kQpTakenBack) != 0) return true;
-        if ((qp.flags & kQpConnected) == 0) continue;
-        ((qp.flags & kQpRebuild) != 0 ? rebuilt : kept) = true;
-      }
+      if (std::any_of(port.qps.begin(), port.qps.end(), is_half)) return true;
     }
   }
-  return rebuilt && kept;
+  return false;
 }
 
 }  // namespace
@@ -47,14 +51,28 @@ bool is_half_rebuilt(const Statements& all) {
 TransportAnswer VerbsTransport::say(Stage stage, bool ok) {
   stage_ = stage;
   ok_ = ok;
-  return {true, encode(describe(*layer_, stage, ok))};
+  Statement statement = describe(*layer_, stage, ok);
+  statement.stays = stays_;
+  return {true, encode(statement)};
 }
 
 TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
-                                        const Payloads& payloads) {
+                                        const Payloads& payloads, bool device_leaves) {
   if (round == 1 && stage_ == kRunning) layer_ = &find_layer_();
   if (layer_ == nullptr) return {};
+  if (round == 1) last_.clear();
   const Statements all = read(payloads);
+  for (const auto& [rank, statement] : all) last_.insert_or_assign(rank, statement);
+  if (stage_ == kRunning || stage_ == kConnected) {
+    stays_ = !device_leaves;
+  } else if (device_leaves) {
+    if (stage_ == kAtRest && stays_) return close_down();
+    stays_ = false;
+  }
+  return proceed(all);
+}
+
+TransportAnswer VerbsTransport::proceed(const Statements& all) {
   switch (stage_) {
     case kRunning:
       return stop_sends();
@@ -69,13 +87,14 @@ TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
       return {};
     case kConnected:
       // Others may run already, and send to us. Our own sends are still held.
-      return stop_sends();
+      if (ok_) return stop_sends();
+      break;
     case kReopened:
     case kSettled:
       break;
   }
   // Asked to rest in the middle of a resume: whatever is there is closed.
-  return rest();
+  return close_down();
 }
 
 // Round 1. From here on posted sends are only written down.
@@ -101,7 +120,7 @@ TransportAnswer VerbsTransport::stop_sends() {
 TransportAnswer VerbsTransport::stop_receives(const Statements& all) {
   layer_->change_state(kRecvsHeld, 0);
   if (everyone_ok(all, kSendsStopped)) {
-    if (await_arrivals(*layer_, all, patience_)) return rest();
+    if (await_arrivals(*layer_, last_, patience_)) return rest();
     return say(kSendsStopped, true);
   }
   static_cast<void>(drain_sends(*layer_, {.drain = {}}));
@@ -122,7 +141,7 @@ TransportAnswer VerbsTransport::take_back(const Statements& all) {
 // Round 5. Nothing is executed any more in the whole job, so the counts are final.
 TransportAnswer VerbsTransport::resolve(const Statements& all) {
   resolve_taken_back(*layer_, all);
-  return await_arrivals(*layer_, all, patience_) ? rest() : say(kTakenBack, true);
+  return await_arrivals(*layer_, last_, patience_) ? rest() : say(kTakenBack, true);
 }
 
 // After a quiesce that was given up between taking back and rest: as rounds 4 and 5 of that, in
@@ -132,8 +151,16 @@ TransportAnswer VerbsTransport::settle(const Statements& all) {
 }
 
 TransportAnswer VerbsTransport::rest() {
+  if (!stays_) return close_down();
+  keep_devices(*layer_, last_);
+  stage_ = kAtRest;
+  return {};
+}
+
+TransportAnswer VerbsTransport::close_down() {
   layer_->change_state(kSendsHeld | kRecvsHeld | kPollsHeld, 0);
   tear_down(*layer_);
+  stays_ = false;
   stage_ = kAtRest;
   return {};
 }
@@ -165,7 +192,7 @@ TransportAnswer VerbsTransport::resume(std::uint64_t epoch, std::uint32_t,
   }
   if (!ok_) return say(kConnected, connect(*layer_, all, epoch));
   if (!everyone_ok(all, kConnected)) return say(kConnected, true);
-  run_again(*layer_, patience_);
+  if (!run_again(*layer_, patience_)) return say(kConnected, true);
   stage_ = kRunning;
   return {};
 }

@@ -17,8 +17,8 @@ class VerbsTransport final : public Transport {
   explicit VerbsTransport(std::function<Layer&()> layer = Layer::current, Patience patience = {})
       : find_layer_(std::move(layer)), patience_(patience) {}
 
-  TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round,
-                          const Payloads& payloads) override;
+  TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round, const Payloads& payloads,
+                          bool device_leaves) override;
   TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
                          const Payloads& payloads) override;
 
@@ -36,12 +36,14 @@ class VerbsTransport final : public Transport {
   };
 
   TransportAnswer stop_sends();
+  TransportAnswer proceed(const Statements& all);
   TransportAnswer stop_receives(const Statements& all);
   TransportAnswer look(const Statements& all);
   TransportAnswer take_back(const Statements& all);
   TransportAnswer resolve(const Statements& all);
   TransportAnswer settle(const Statements& all);
   TransportAnswer rest();
+  TransportAnswer close_down();
   TransportAnswer say(Stage stage, bool ok);
 
   std::function<Layer&()> find_layer_;
@@ -49,6 +51,8 @@ class VerbsTransport final : public Transport {
   Layer* layer_ = nullptr;
   Stage stage_ = kRunning;
   bool ok_ = false;
+  bool stays_ = false;  // the device does
+  Statements last_;     // what each process said last in this quiesce: who is through says no more
 };
 
 }  // namespace symvirt::hooks::verbs

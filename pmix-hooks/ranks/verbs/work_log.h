@@ -10,6 +10,7 @@
 // one.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -48,8 +49,7 @@ class Ring {
   std::uint32_t stride_ = 0;
 };
 
-// wr_id of the layer's own work; the lowest byte counts the quiesces, so that a marker of one that
-// was given up is not taken for a later one's.
+// wr_id of the layer's own work; the lowest byte is OwnWork::sequence.
 inline constexpr std::uint64_t kMarkerId = 0x53594d5649525400;
 inline bool is_marker(std::uint64_t wr_id) { return (wr_id & ~std::uint64_t{0xff}) == kMarkerId; }
 // The last of a receive queue that was errored.
@@ -57,6 +57,33 @@ inline constexpr std::uint64_t kLastReceiveId = 0x53594d5649525500;
 inline bool is_last_receive(std::uint64_t wr_id) {
   return (wr_id & ~std::uint64_t{0xff}) == kLastReceiveId;
 }
+
+// The layer's own work in one of an application's queues. Never more than one there, through any
+// number of quiesces that are given up: the application has to find the places it was granted.
+struct OwnWork {
+  enum State : std::uint8_t {
+    kNone,
+    kOut,       // in the queue, behind all that the application has posted
+    kOutdated,  // in the queue, and the application may have posted since
+    kBack,      // came back; all in front of it is done
+  };
+
+  bool is_out() const { return state == kOut || state == kOutdated; }
+  bool is_back() const { return state == kBack; }
+  // For the next one to post. Each has a number of its own, as completions outlive a queue that is
+  // reset.
+  std::uint64_t next_id(std::uint64_t base) const { return base | ((sequence + 1u) & 0xff); }
+  void posted() { state = kOut, ++sequence; }
+  void came_back(std::uint64_t wr_id) {
+    if ((wr_id & 0xff) == sequence && is_out()) state = state == kOut ? kBack : kNone;
+  }
+  // The application posts again.
+  void outdate() { state = is_out() ? kOutdated : kNone; }
+  void forget() { state = kNone; }  // its queue is empty now
+
+  std::atomic<State> state{kNone};  // a poller's thread, or whoever has all threads held
+  std::uint8_t sequence = 0;
+};
 
 struct SendRecord {
   std::uint64_t wr_id = 0;

@@ -1,5 +1,5 @@
-// Two "processes" (layers) on two hosts over the provider double, whose devices are taken away and
-// replaced.
+// Two or three "processes" (layers), each on a host of its own, over the provider double, whose
+// devices are taken away and replaced.
 #pragma once
 
 #include <fcntl.h>
@@ -20,6 +20,7 @@ using testing::Fabric;
 using testing::set_thread_host;
 
 inline constexpr int kProcesses = 2;
+inline constexpr int kMostProcesses = 3;
 inline constexpr std::uint32_t kPsn = 0x1234;
 inline constexpr std::uint32_t kQkey = 0x11111111;
 
@@ -36,6 +37,7 @@ struct Process {
   int host = 0;
   Layer layer;
   VerbsTransport transport{[this]() -> Layer& { return layer; }, quick()};
+  bool device_leaves = true;  // what it is told
   ibv_context* context = nullptr;
   ibv_pd* pd = nullptr;
   ibv_comp_channel* channel = nullptr;
@@ -49,6 +51,14 @@ struct Process {
   void act() {
     set_thread_host(host);
     Layer::set_current_for_test(&layer);
+  }
+  TransportAnswer quiesce(std::uint64_t epoch, int round, const Payloads& payloads) {
+    act();
+    return transport.quiesce(epoch, static_cast<std::uint32_t>(round), payloads, device_leaves);
+  }
+  TransportAnswer resume(std::uint64_t epoch, int round, const Payloads& payloads) {
+    act();
+    return transport.resume(epoch, static_cast<std::uint32_t>(round), payloads);
   }
   void open() {
     act();
@@ -149,7 +159,7 @@ class VerbsLayer : public ::testing::Test {
  protected:
   void SetUp() override {
     set_real_verbs_for_test(&fabric.thread_verbs());
-    for (int i = 0; i < kProcesses; ++i) {
+    for (int i = 0; i < processes; ++i) {
       p[i].host = i;
       fabric.plug(i, device(i));
       p[i].open();
@@ -220,39 +230,53 @@ class VerbsLayer : public ::testing::Test {
     connect(q[0], p[0], q[1]->qp_num, p[1]);
     connect(q[1], p[1], q[0]->qp_num, p[0]);
   }
-  // Rounds until nobody wants another. Returns how many.
+  // Rounds until nobody wants another, or `limit` of them. Returns how many.
   template <typename F>
-  int rounds(F call, int limit = 20) {
-    Payloads payloads;
-    bool more[kProcesses] = {true, true};
+  int rounds(F call, int limit = 20, Payloads payloads = {}) {
+    std::vector<char> more(static_cast<std::size_t>(processes), 1);
     for (int round = 1; round <= limit; ++round) {
       Payloads next;
-      for (int i = 0; i < kProcesses; ++i) {
-        if (!more[i]) continue;
-        p[i].act();
-        TransportAnswer answer = call(p[i].transport, static_cast<std::uint32_t>(round), payloads);
-        more[i] = answer.more;
+      bool any = false;
+      for (int i = 0; i < processes; ++i) {
+        char& wants = more[static_cast<std::size_t>(i)];
+        if (wants == 0) continue;
+        TransportAnswer answer = call(p[i], round, payloads);
+        wants = answer.more ? 1 : 0;
+        any = any || answer.more;
         next[std::to_string(i)] = answer.payload;
       }
       payloads = std::move(next);
-      if (!more[0] && !more[1]) return round;
+      if (!any) return round;
     }
-    ADD_FAILURE() << "no end of rounds";
-    return limit;
+    return limit + 1;
   }
   int quiesce() {
     ++epoch;
-    return rounds([&](VerbsTransport& t, std::uint32_t round, const Payloads& payloads) {
-      return t.quiesce(epoch, round, payloads);
+    const int count = rounds([&](Process& process, int round, const Payloads& payloads) {
+      return process.quiesce(epoch, round, payloads);
     });
+    EXPECT_LE(count, 20) << "no end of rounds";
+    return count;
   }
   int resume() {
-    return rounds([&](VerbsTransport& t, std::uint32_t round, const Payloads& payloads) {
-      return t.resume(epoch, round, payloads);
+    const int count = rounds([&](Process& process, int round, const Payloads& payloads) {
+      return process.resume(epoch, round, payloads);
     });
+    EXPECT_LE(count, 20) << "no end of rounds";
+    return count;
   }
+  // The first rounds of a quiesce that is then given up.
+  void quiesce_in_vain(int count) {
+    ++epoch;
+    rounds([&](Process& process, int round,
+               const Payloads& payloads) { return process.quiesce(epoch, round, payloads); },
+           count);
+    resume();
+  }
+  // Of those that were told that theirs leaves.
   void replace_devices() {
-    for (int i = 0; i < kProcesses; ++i) {
+    for (int i = 0; i < processes; ++i) {
+      if (!p[i].device_leaves) continue;
       EXPECT_TRUE(fabric.unplug(i, names[i]).nothing());
       fabric.plug(i, device(i));
     }
@@ -263,15 +287,16 @@ class VerbsLayer : public ::testing::Test {
     resume();
   }
   void TearDown() override {
-    for (Process& process : p) process.close();
+    for (int i = 0; i < processes; ++i) p[i].close();
     EXPECT_TRUE(fabric.violations().empty()) << fabric.violations().front();
     Layer::set_current_for_test(nullptr);
   }
 
   Fabric fabric;
-  Process p[kProcesses];
+  int processes = kProcesses;
+  Process p[kMostProcesses];
   ibv_qp* q[kProcesses] = {};
-  std::string names[kProcesses];
+  std::string names[kMostProcesses];
   int devices_made = 0;
   std::uint64_t epoch = 0;
   std::uint8_t rnr_timer = 1;
