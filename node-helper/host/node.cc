@@ -82,6 +82,7 @@ Node::Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
   events.device_removed = [this](const std::string& vm, const std::string& alias) {
     std::lock_guard lock(mutex_);
     removed_.insert({vm, alias});
+    ++unplug_news_;
     changed_.notify_all();
   };
   events.removal_failed = [this](const std::string& vm, const std::string& alias) {
@@ -93,6 +94,7 @@ Node::Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
     std::lock_guard lock(mutex_);
     ++changes_;
     if (vm.empty()) jobs_.push_back([this] { guests_.reopen_all(); });
+    if (vm.empty()) ++unplug_news_;  // its event may be lost
     changed_.notify_all();
   };
   events.ended = [this](const std::string& vm, VmEnd end) {
@@ -104,11 +106,13 @@ Node::Node(const NodedConfig& config, Hypervisor& hypervisor, Store& store,
   };
   hypervisor_.subscribe(std::move(events));
   worker_ = std::thread([this] { work(); });
+  unplug_watcher_ = std::thread([this] { watch_unplugs(); });
 }
 
 Node::~Node() {
   stop();
   worker_.join();
+  unplug_watcher_.join();
 }
 
 void Node::stop() {
@@ -142,6 +146,7 @@ void Node::on_ended(const std::string& vm, VmEnd end) {
     auto it = state.vms.find(vm);
     if (it == state.vms.end()) return {};
     if (end == VmEnd::kMigrated) it->second.overlays.clear();
+    it->second.unplugs.clear();
     it->second.ended_here = end == VmEnd::kStopped && !it->second.overlays.empty();
     return {};
   });
@@ -229,6 +234,10 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
     devices.push_back(
         {{"slot", r.slot}, {"device", r.device}, {"mac", r.mac}, {"attached", attached}});
   }
+  std::set<std::string> pending;
+  for (const std::string& alias : record.unplugs) {
+    if (auto part = parse_alias(alias)) pending.insert(part->slot);
+  }
   return {{"vm", vm},
           {"state", state_name(look.state)},
           {"uuid", look.domain.uuid},
@@ -237,6 +246,7 @@ json Node::vm_to_json(const std::string& vm, const VmLook& look, const VmRecord&
           {"lease_job_id", record.lease.job_id},
           {"devices", devices},
           {"models", look.domain.models},
+          {"unplugs_pending", pending},
           {"memory_bytes", look.domain.memory_bytes}};
 }
 

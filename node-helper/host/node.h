@@ -115,6 +115,11 @@ class Node {
                        Deadline deadline, std::chrono::milliseconds ask_again);
   Status attach_slot(const std::string& vm, const Reservation& slot, int index, const VmLook& look,
                      const PassthroughDevice& device, Deadline deadline, bool& attached);
+  // node_unplugs.cc
+  Status set_unplugs(const std::string& vm, const std::vector<std::string>& aliases);
+  void unplug_decided(const std::string& vm, const std::string& alias);
+  void watch_unplugs();  // thread
+  void settle_unplugs(const std::string& vm);
   Status wait_gone(const std::string& vm, Deadline deadline);
   void remove_overlays(const std::string& vm, const std::vector<std::string>& overlays);
   Status make_overlays(const json& overlays, Deadline deadline, std::vector<std::string>& made);
@@ -157,8 +162,11 @@ class Node {
     int callers = 0;
   };
   std::map<std::string, AskedFor> asked_for_;  // by op
+  std::uint64_t unplug_news_ = 0;
   std::deque<std::function<void()>> jobs_;
   std::thread worker_;
+  std::thread
+      unplug_watcher_;  // giving a device back takes long; the worker has other things to do
 };
 
 }  // namespace symvirt::host

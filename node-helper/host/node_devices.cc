@@ -206,6 +206,7 @@ Result<json> Node::device_release(const RpcRequest& request, const OperationLog:
     auto it = state.vms.find(vm);
     if (it == state.vms.end()) return {};
     it->second.slots.clear();
+    it->second.unplugs.clear();
     it->second.memory_bytes = 0;
     if (!connected) it->second.lease = Lease();
     return {};
@@ -286,7 +287,10 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
       removal_failed_.erase({vm, aliases.back()});
     }
   }
-  if (aliases.empty()) return json{{"detached", json::array()}};
+  if (aliases.empty()) {
+    if (Status s = set_unplugs(vm, {}); !s) return s.error();
+    return json{{"detached", json::array()}};
+  }
   if (look->state == VmState::kPaused) {
     // libvirt would say yes, and the device would go whenever the guest runs again.
     return Error{Code::kPrecondition,
@@ -294,13 +298,24 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
                              "slot {}; vm.resume comes first",
                              vm, *slots.begin())};
   }
+  // Before the asking, since noded may be killed after it.
+  if (Status s = set_unplugs(vm, aliases); !s) return s.error();
   for (const std::string& alias : aliases) {
     Status s = hypervisor_.ask_detach(vm, alias, deadline);
     // Somebody asked before us (a noded that was killed): what counts is that it goes.
     if (!s) log_warning(s.error().message);
     if (!s && s.error().unknown_effect()) return s.error();
   }
-  if (Status s = wait_detached(vm, aliases, deadline, kAskAgain); !s) return s.error();
+  if (Status s = wait_detached(vm, aliases, deadline, kAskAgain); !s) {
+    for (const std::string& alias : aliases) {
+      std::unique_lock guard(mutex_);
+      const bool refused = removal_failed_.contains({vm, alias});
+      guard.unlock();
+      if (refused) unplug_decided(vm, alias);
+    }
+    return s.error();
+  }
+  if (Status s = set_unplugs(vm, {}); !s) return s.error();
   return json{{"detached", slots}};
 }
 
@@ -335,6 +350,7 @@ Status Node::attach_slot(const std::string& vm, const Reservation& slot, int ind
     Status s = hypervisor_.attach(vm, *xml, deadline);
     if (s) {
       attached = true;
+      unplug_decided(vm, alias);
       done.push_back(alias);
       continue;
     }

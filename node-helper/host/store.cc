@@ -62,7 +62,18 @@ json vm_to_json(const VmRecord& vm) {
             {"cpus", vm.lease.cpus},
             {"memory_bytes", vm.lease.memory_bytes},
             {"numa_node", vm.lease.numa_node},
-            {"gres", vm.lease.gres}}}};
+            {"gres", vm.lease.gres}}},
+          {"unplugs", vm.unplugs}};
+}
+
+std::vector<std::string> texts_of(const json& j, const char* field) {
+  std::vector<std::string> texts;
+  if (auto it = j.find(field); it != j.end() && it->is_array()) {
+    for (const json& text : *it) {
+      if (text.is_string()) texts.push_back(text.get<std::string>());
+    }
+  }
+  return texts;
 }
 
 VmRecord vm_from_json(const json& j) {
@@ -73,11 +84,8 @@ VmRecord vm_from_json(const json& j) {
                           text_of(r, "mac"), text_of(r, "guest_address")});
   }
   vm.memory_bytes = number_of(j, "memory_bytes", 0);
-  if (auto it = j.find("overlays"); it != j.end() && it->is_array()) {
-    for (const json& path : *it) {
-      if (path.is_string()) vm.overlays.push_back(path.get<std::string>());
-    }
-  }
+  vm.overlays = texts_of(j, "overlays");
+  vm.unplugs = texts_of(j, "unplugs");
   vm.ended_here = j.contains("ended_here") && j["ended_here"] == true;
   if (auto it = j.find("lease"); it != j.end() && it->is_object()) {
     vm.lease = {number_of(*it, "job_id", 0), numbers_of(*it, "cpus"),

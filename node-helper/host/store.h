@@ -39,6 +39,8 @@ struct VmRecord {
   std::vector<std::string> overlays;
   bool ended_here = false;  // it stopped on this host and did not move: its overlays can go
   Lease lease;              // job_id 0: none
+  // Aliases the guest was asked to give up and has not; it may still do so.
+  std::vector<std::string> unplugs;
   bool operator==(const VmRecord&) const = default;
   bool empty() const { return *this == VmRecord(); }
 };

@@ -30,6 +30,7 @@ Status fill(NodeState& s) {
   s.vms["v1"].memory_bytes = 1 << 20;
   s.vms["v1"].overlays = {"/vms/v1"};
   s.vms["v1"].ended_here = true;
+  s.vms["v1"].unplugs = {"ua-symvirt-ib0-0"};
   s.vms["v1"].lease = {42, {1, 2}, 5, 1, {0}};
   s.vms["nothing"] = {};
   return {};

@@ -69,6 +69,15 @@ json host_checks(const std::string& host, const std::string& gres, const json& i
     else if (d.contains("pci"))
       checks.push_back(check(what, true, fmt::format("{}: {}", text_of(d, "state"), facts_of(d))));
   }
+  for (const json& vm : objects_of(info, "vms")) {
+    auto slots = vm.find("unplugs_pending");
+    if (slots == vm.end() || !slots->is_array() || slots->empty()) continue;
+    checks.push_back(check(
+        fmt::format("{} VM {}", name, text_of(vm, "vm")), false,
+        fmt::format("was asked for its device, has not given it up, and still may: slots {}",
+                    slots->dump(-1, ' ', false, json::error_handler_t::replace)),
+        "does the guest hang? look at its console; noded gives back what it gives up too late"));
+  }
   for (const auto& [kind, count] : counts) {
     checks.push_back(
         check(fmt::format("{} devices of gres {}", name, kind), promises(gres, kind, count),

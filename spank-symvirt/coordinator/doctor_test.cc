@@ -8,6 +8,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 json info() {
   return json::parse(R"({"libvirt_ok": true, "devices": [
@@ -48,6 +49,17 @@ TEST(HostChecks, ADeviceWithAProblemIsNamedWithAdvice) {
   EXPECT_EQ(bad["ok"], false);
   EXPECT_THAT(bad["detail"].get<std::string>(), HasSubstr("0000:5e:00.3 is in no IOMMU group"));
   EXPECT_THAT(bad["advice"].get<std::string>(), HasSubstr("host-preparation.md"));
+}
+
+TEST(HostChecks, AGuestThatHasNotGivenUpItsDevice) {
+  json told = info();
+  told["vms"] = json::parse(R"([{"vm": "v1", "unplugs_pending": ["ib0"]},
+                                {"vm": "v2", "unplugs_pending": []}])");
+  const json checks = host_checks("hv1", "", told);
+  const json v1 = named(checks, "host hv1 VM v1");
+  EXPECT_EQ(v1["ok"], false);
+  EXPECT_THAT(v1["detail"].get<std::string>(), HasSubstr("ib0"));
+  EXPECT_THAT(checks.dump(), Not(HasSubstr("VM v2")));
 }
 
 TEST(HostChecks, CountsAgreeWithSlurm) {

@@ -98,6 +98,18 @@ void FakeHypervisor::vanish(const std::string& vm, VmEnd end) {
   events_.ended(vm, end);
 }
 
+void FakeHypervisor::gives_up(const std::string& vm, const std::string& alias, bool event) {
+  {
+    std::lock_guard lock(mutex_);
+    std::erase(domains_[vm].aliases, alias);
+  }
+  if (event) events_.device_removed(vm, alias);
+}
+
+void FakeHypervisor::refuses(const std::string& vm, const std::string& alias) {
+  events_.removal_failed(vm, alias);
+}
+
 void FakeHypervisor::close_ports() {
   std::vector<std::weak_ptr<PortState>> ports;
   {

@@ -55,6 +55,9 @@ class FakeHypervisor : public host::Hypervisor {
   FakeDomain domain(const std::string& vm);
   bool exists(const std::string& vm);
   void vanish(const std::string& vm, host::VmEnd end);
+  // The guest answers an unplug that was asked for before.
+  void gives_up(const std::string& vm, const std::string& alias, bool event = true);
+  void refuses(const std::string& vm, const std::string& alias);
   void close_ports();  // as when libvirtd is restarted
 
   std::function<std::string(const std::string& line)> guest;  // answer to a line; "": none
