@@ -214,7 +214,7 @@ bool move(Process& process) {
     return false;
   };
   return rounds([&](auto round, const Payloads& p) {
-           return process.transport->quiesce(1, round, p);
+           return process.transport->quiesce(1, round, p, true);
          }) &&
          process.replace_device() && rounds([&](auto round, const Payloads& p) {
            return process.transport->resume(1, round, p);

@@ -132,7 +132,7 @@ bool move_once(int pairs, Spent& out) {
   if (!job.make(pairs) || !job.put_work_under_way()) return false;
   job.fabric.hold_acks(false);
   const auto down = rounds(job, [](VerbsTransport& t, std::uint32_t round, const Payloads& p) {
-    return t.quiesce(1, round, p);
+    return t.quiesce(1, round, p, true);
   });
   if (down.empty()) return false;
   for (Process& p : job.processes) {
