@@ -183,23 +183,23 @@ Result<json> Node::vm_stop(const RpcRequest& request, const OperationLog::Progre
   Params p(request.params);
   const std::string vm = p.name("vm");
   const std::string mode = p.text("mode");
-  const bool only_incoming = p.flag_or("only_incoming", false);
   if (Status s = p.status(); !s) return s.error();
-  if (mode != "shutdown" && mode != "destroy")
-    return Error{Code::kInvalidArgument, "field mode must be shutdown or destroy"};
+  if (mode != "shutdown" && mode != "destroy" && mode != "leftover")
+    return Error{Code::kInvalidArgument, "field mode must be shutdown, destroy or leftover"};
   const Deadline deadline = request.deadline;
   auto lock = hold(vm, request);
   if (!lock) return lock.error();
   auto look = hypervisor_.look(vm, deadline);
   if (!look) return look.error();
-  if (only_incoming && look->state != VmState::kIncoming) return json::object();
+  const bool leftover = look->state == VmState::kIncoming || look->state == VmState::kPaused;
+  if (mode == "leftover" && !leftover) return json::object();
   if (look->migrating)
     return Error{Code::kPrecondition,
                  fmt::format("{}: is moving to another host; vm.migrate_abort comes first", vm)};
   std::vector<std::string> overlays = look->domain.overlays;
   if (!gone(*look)) {
     // A half-arrived domain is not the VM: its disk belongs to the one that runs elsewhere.
-    if (look->state == VmState::kIncoming) overlays.clear();
+    if (look->state == VmState::kIncoming || mode == "leftover") overlays.clear();
     {
       std::lock_guard guard(mutex_);
       stopped_by_us_.insert(vm);

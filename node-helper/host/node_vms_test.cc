@@ -29,7 +29,7 @@ TEST_F(NodeTest, AnIncomingDomainIsNotTouched) {
   EXPECT_EQ(code_of("vm.start", start_params("/x")), Code::kPrecondition);
   EXPECT_EQ(good("vm.info", {{"vm", "v1"}})["state"], "incoming");
   // Removing it leaves the disk: that is the running copy's, elsewhere.
-  good("vm.stop", {{"vm", "v1"}, {"mode", "destroy"}, {"only_incoming", true}});
+  good("vm.stop", {{"vm", "v1"}, {"mode", "leftover"}});
   EXPECT_FALSE(hypervisor_.exists("v1"));
   EXPECT_TRUE(fs::exists(overlay));
 }
@@ -50,11 +50,25 @@ TEST_F(NodeTest, StopRemovesTheOverlayOfWhatRanHere) {
   }
   FakeDomain running;
   hypervisor_.put("v1", running);
-  good("vm.stop", {{"vm", "v1"}, {"mode", "destroy"}, {"only_incoming", true}});
+  good("vm.stop", {{"vm", "v1"}, {"mode", "leftover"}});
   EXPECT_TRUE(hypervisor_.exists("v1"));
   running.migrating = true;
   hypervisor_.put("v1", running);
   EXPECT_EQ(code_of("vm.stop", {{"vm", "v1"}, {"mode", "destroy"}}), Code::kPrecondition);
+}
+
+TEST_F(NodeTest, WhatIsLeftOfAMigrationIsEndedWithoutItsDisk) {
+  const std::string overlay = folder_ + "/overlay";
+  for (const VmState state : {VmState::kIncoming, VmState::kPaused}) {
+    std::ofstream(overlay) << "x";
+    FakeDomain d;
+    d.state = state;
+    d.overlays = {overlay};
+    hypervisor_.put("v1", d);
+    good("vm.stop", {{"vm", "v1"}, {"mode", "leftover"}});
+    EXPECT_FALSE(hypervisor_.exists("v1"));
+    EXPECT_TRUE(fs::exists(overlay));
+  }
 }
 
 TEST_F(NodeTest, TheOverlayOfAVmThatMovedStays) {

@@ -1,6 +1,7 @@
 #include "spank-symvirt/coordinator/calls.h"
 
 #include "spank-symvirt/coordinator/domain.h"
+#include "spank-symvirt/coordinator/phases.h"
 
 namespace symvirt {
 
@@ -94,7 +95,7 @@ Result<std::vector<Call>> ready_calls(const Context& c, std::int64_t now_ns) {
 
 std::vector<Call> round_calls(const Context& c, const char* method) {
   std::vector<Call> calls;
-  const milliseconds timeout(c.tx.policy.quiesce_ms);
+  const milliseconds timeout(round_ms(c.tx));
   for (std::uint32_t job : jobs_of(c.vm)) {
     json params = {{"job", job},
                    {"epoch", c.tx.id},

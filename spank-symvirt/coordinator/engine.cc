@@ -65,6 +65,14 @@ Status Engine::recover() {
   log_info(
       fmt::format("journal: {} transactions, {} under way, {} unreadable records; generation {}",
                   transactions_.size(), live_.size(), unreadable, generation_));
+  const std::set<std::int64_t> live = live_;
+  for (std::int64_t id : live) {
+    Event event;
+    event.type = EventType::kRecovered;
+    event.tx = id;
+    event.time_ns = p_.clock->now_ns();
+    if (Status status = commit(event); !status) return status;
+  }
   return {};
 }
 
@@ -80,6 +88,7 @@ Status Engine::commit(const Event& event) {
   } else if (live_.erase(tx->id) > 0) {
     fold_end(*tx);
     renewed_ns_.erase(tx->id);
+    forget_actions(tx->id);
     if (p_.forget) p_.forget(tx->id);
   }
   const Transaction& kept = transactions_[event.tx] = std::move(*tx);
@@ -91,7 +100,7 @@ Status Engine::commit(const Event& event) {
 void Engine::fold_end(const Transaction& tx) {
   for (const VmPart& vm : tx.vms) {
     VmRecord record{vm.vm, vm.vm_class, "", 0, tx.ended_ns};
-    if (vm.at == Where::kTarget && !tx.boot_failed) {
+    if (vm.at == Where::kTarget) {
       record.host = vm.to;
       record.launcher_job = vm.to_job;
     } else if (vm.at == Where::kSource) {
@@ -100,6 +109,14 @@ void Engine::fold_end(const Transaction& tx) {
     }
     vms_[vm.vm] = record;
   }
+}
+
+// Some are never answered: a wait that was given up, an aborted migration's second key.
+void Engine::forget_actions(std::int64_t tx) {
+  const std::string prefix = std::to_string(tx) + "/";
+  auto it = in_flight_.lower_bound(prefix);
+  while (it != in_flight_.end() && it->compare(0, prefix.size(), prefix) == 0)
+    it = in_flight_.erase(it);
 }
 
 void Engine::drop_old() {

@@ -65,6 +65,7 @@ class Engine {
   std::int64_t generation() const { return generation_; }
   const std::map<std::int64_t, Transaction>& transactions() const { return transactions_; }
   const std::map<std::string, VmRecord>& vms() const { return vms_; }
+  std::size_t actions_in_flight() const { return in_flight_.size(); }
   const Transaction* live_transaction_of(const std::string& vm) const;
   // A VM found dead by other means (it is on no host).
   Status forget_vm(const std::string& vm, const std::string& why);
@@ -73,6 +74,7 @@ class Engine {
   Status commit(const Event& event);
   void fold_end(const Transaction& tx);
   void start_due(const Transaction& tx, std::int64_t now);
+  void forget_actions(std::int64_t tx);
   void drop_old();
 
   Parts p_;

@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
+#include <map>
 
 #include "common/log.h"
 #include "spank-symvirt/coordinator/calls.h"
 #include "spank-symvirt/coordinator/domain.h"
 #include "spank-symvirt/coordinator/json_access.h"
+#include "spank-symvirt/coordinator/locate.h"
+#include "spank-symvirt/coordinator/release.h"
 
 namespace symvirt {
 
@@ -51,6 +53,7 @@ struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
   };
   std::mutex mutex;
   std::vector<Wait> waits;
+  std::map<std::string, std::vector<Event>> fencing;  // host -> who waits for it
 
   explicit Impl(Parts parts) : p(std::move(parts)) {}
 
@@ -116,21 +119,10 @@ struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
   }
 };
 
-struct Executor::ReleaseWork {
-  std::vector<std::string>
-      tags;  // prefixes: launcher jobs of this transaction that hold nothing any more
-  std::vector<std::uint32_t> jobs;   // launcher jobs of earlier ones
-  std::vector<std::uint32_t> noted;  // jobs to be told
-  std::string note;
-  std::int64_t pause_s = 0;
-  std::string down_reason;
-  std::string vm;
-};
-
 // The Slurm half of release. In order of harm: nobody's job is told that it moved before its old
 // launcher has ended.
 void Executor::finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
-                              const ReleaseWork& work) {
+                              const ReleaseWork& work, const json& limits) {
   for (const std::string& tag : work.tags) {
     if (Status s = slurm.cancel_launchers(tag, slurm_deadline()); !s)
       return impl.failed(reply, s.error());
@@ -140,17 +132,19 @@ void Executor::finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
       return impl.failed(reply, s.error());
   }
   if (!work.down_reason.empty()) {
-    if (Status s = slurm.set_node_down(work.vm, work.down_reason, slurm_deadline()); !s)
+    if (Status s = slurm.set_node_down(reply.vm, work.down_reason, slurm_deadline()); !s)
       return impl.failed(reply, s.error());
   }
   for (std::uint32_t job : work.noted) {
-    // The job may have ended meanwhile; a note is not worth a failure.
+    const auto minutes = static_cast<std::uint32_t>(number_of(limits, std::to_string(job).c_str()));
+    if (minutes > 0) {
+      Status s = slurm.set_time_limit(job, minutes, slurm_deadline());
+      if (!s && s.error().unknown_effect()) return impl.failed(reply, s.error());
+      if (!s) log_warning(s.error().message);  // the job may have ended meanwhile
+    }
+    // A note is not worth a failure.
     if (Status s = slurm.set_admin_comment(job, work.note, slurm_deadline()); !s)
       log_warning(s.error().message);
-    if (work.pause_s > 0) {
-      if (Status s = slurm.extend_time_limit(job, work.pause_s, slurm_deadline()); !s)
-        log_warning(s.error().message);
-    }
   }
   impl.done(reply, json::object());
 }
@@ -170,41 +164,6 @@ Event reply_to(const Action& action) {
   return event;
 }
 
-std::string tag_of(const Transaction& tx, const std::string& vm, int attempt) {
-  return fmt::format("symvirt:{}:{}:{}", tx.id, vm, attempt);
-}
-
-std::string tag_prefix_of(const Transaction& tx, const std::string& vm) {
-  return fmt::format("symvirt:{}:{}:", tx.id, vm);
-}
-
-bool first_with_job(const Transaction& tx, const VmPart& vm, std::uint32_t job) {
-  for (const VmPart& other : tx.vms) {
-    if (std::find(other.jobs.begin(), other.jobs.end(), job) != other.jobs.end())
-      return other.vm == vm.vm;
-  }
-  return false;
-}
-
-// Rounded up: a job is not to lose a part of a second to us.
-std::int64_t pause_seconds(const Transaction& tx) {
-  return (pause_ns(tx) + 999'999'999) / 1'000'000'000;
-}
-
-std::string note_of(const Transaction& tx, const VmPart& vm) {
-  if (tx.hopeless)
-    return fmt::format("symvirt: {}: {} lost: {}", tx.id, vm.vm,
-                       vm.failure ? vm.failure->message : "see symvirtctl show");
-  std::string moved;
-  for (const VmPart& v : tx.vms) {
-    if (v.wanted && v.at == Where::kTarget) moved += fmt::format(" {}:{}>{}", v.vm, v.from, v.to);
-  }
-  if (moved.empty())
-    return fmt::format("symvirt: {}: not moved ({})", tx.id,
-                       vm.failure ? vm.failure->message : "see symvirtctl show");
-  return fmt::format("symvirt: {}: moved{} pause {} s", tx.id, moved, pause_seconds(tx));
-}
-
 }  // namespace
 
 void Executor::start(const Transaction& tx, const Action& action, std::int64_t generation) {
@@ -217,23 +176,7 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
   if (vm_class == nullptr) return impl->failed(reply, lost_config(action.vm));
   const Context c{tx, *vm, action, generation, vm_class, index};
 
-  if (action.fence) {
-    if (!impl->p.fence->available()) {
-      return impl->failed(
-          reply,
-          Error{Code::kNotFound,
-                fmt::format("{} does not answer and no fence_command is configured: make sure that "
-                            "it is off, or bring it back",
-                            vm->fence_host)});
-    }
-    log_warning(fmt::format("transaction {}: fencing {}", tx.id, vm->fence_host));
-    return impl->p.fence->fence(vm->fence_host, [impl, reply](Status status) {
-      if (status)
-        impl->done(reply, json::object());
-      else
-        impl->failed(reply, status.error());
-    });
-  }
+  if (action.fence) return fence(tx.id, vm->fence_host, reply);
 
   auto run = [&](Result<std::vector<Call>> calls) {
     if (!calls) return impl->failed(reply, calls.error());
@@ -247,7 +190,7 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
       LauncherSpec spec;
       spec.vm = vm->vm;
       spec.vm_class = vm_class->name;
-      spec.tag = tag_of(tx, vm->vm, action.attempt);
+      spec.tag = launcher_tag(tx.id, vm->vm, action.attempt);
       spec.partition = impl->p.config->hosts_partition;
       spec.gres = launcher_gres(*vm_class);
       spec.cpus = vm_class->cpus;
@@ -314,6 +257,33 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
   }
 }
 
+// Once for all who wait for it: to cut the power of a host that has just come back harms others.
+void Executor::fence(std::int64_t tx, const std::string& host, const Event& reply) {
+  auto impl = impl_;
+  if (!impl->p.fence->available()) {
+    return impl->failed(
+        reply, Error{Code::kNotFound,
+                     fmt::format("{} does not answer and no fence_command is configured: make sure "
+                                 "that it is off, or bring it back",
+                                 host)});
+  }
+  {
+    std::lock_guard lock(impl->mutex);
+    std::vector<Event>& waiting = impl->fencing[host];
+    waiting.push_back(reply);
+    if (waiting.size() > 1) return;
+  }
+  log_warning(fmt::format("transaction {}: fencing {}", tx, host));
+  impl->p.fence->fence(host, [impl, host](Status status) {
+    std::unique_lock lock(impl->mutex);
+    const std::vector<Event> waiting = std::move(impl->fencing.extract(host).mapped());
+    lock.unlock();
+    for (const Event& event : waiting) {
+      impl->finish(event, status ? Result<json>(json::object()) : Result<json>(status.error()));
+    }
+  });
+}
+
 // Both hosts at once; whichever answers last reports.
 void Executor::locate(const Context& c, const Event& reply) {
   struct Seen {
@@ -339,64 +309,65 @@ void Executor::locate(const Context& c, const Event& reply) {
   ask("target", c.vm.to);
 }
 
-// A VM that was last seen between two states is helped: a migration nobody waits for any more is
-// aborted, a guest left paused at its source goes on there, a half-arrived domain is removed. Fire
-// and forget; the next look decides.
+// Fire and forget; the next look decides.
 void Executor::nudge(const Context& c) {
   auto send = [&](const std::string& host, const char* method, json extra) {
     const Call call = c.call(host, method, milliseconds(5'000), std::move(extra));
     impl_->p.hypervisor->call(call.host, call.method, call.params, call.timeout, {},
                               [](Result<json>) {});
   };
-  const std::string& source = c.vm.seen_source;
-  const std::string& target = c.vm.seen_target;
-  if (source == "migrating") send(c.vm.from, "vm.migrate_abort", json::object());
-  if (source == "paused" && target == "absent") send(c.vm.from, "vm.resume", json::object());
-  if (source == "running" && target == "incoming" && c.action.tries > 5) {
-    send(c.vm.to, "vm.stop", {{"mode", "destroy"}, {"only_incoming", true}});
+  switch (help_for(c.vm)) {
+    case Help::kNone:
+      return;
+    case Help::kAbortMigration:
+      return send(c.vm.from, "vm.migrate_abort", json::object());
+    case Help::kResumeAtSource:
+      return send(c.vm.from, "vm.resume", json::object());
+    case Help::kEndLeftover:
+      return send(c.vm.to, "vm.stop", {{"mode", "leftover"}});
   }
 }
 
-// The end of the way for one VM: the place it does not live in is given back, the job is told.
+// New time limits are worked out and journaled first, and set with everything else in the next try:
+// nothing that is added to what Slurm shows may be asked for twice.
+void Executor::work_out_limits(const Transaction& tx, std::vector<std::uint32_t> jobs,
+                               const Event& reply) {
+  impl_->slurm([impl = impl_, reply, jobs = std::move(jobs),
+                minutes = pause_minutes(tx)](SlurmApi& slurm) {
+    auto list = slurm.poll_jobs(slurm_deadline());
+    if (!list) return impl->failed(reply, list.error());
+    json limits = json::object();
+    for (std::uint32_t id : jobs) {
+      auto job =
+          std::find_if(list->begin(), list->end(), [&](const JobInfo& j) { return j.id == id; });
+      const bool limited = job != list->end() && job->time_limit_min > 0;
+      limits[std::to_string(id)] = limited ? job->time_limit_min + minutes : 0;
+    }
+    impl->done(reply, json{{"time_limits", std::move(limits)}});
+  });
+}
+
 // Slurm first gets its device count back when the device is free again, so hosts come before
 // launcher jobs.
 void Executor::release(const Context& c, const Event& reply) {
-  const bool moved = c.vm.at == Where::kTarget;
-  const bool lives = c.vm.at == Where::kSource || moved;
-  std::vector<Call> calls;
-  std::vector<std::string> tags;    // launcher jobs of this transaction that hold nothing any more
-  std::vector<std::uint32_t> jobs;  // and those of earlier ones
-  auto give_back = [&](const std::string& host, bool fenced) {
-    if (!host.empty() && !fenced) calls.push_back(c.call(host, "device.release"));
-  };
-  if (!moved) {
-    if (c.vm.prepare_begun) give_back(c.vm.to, c.vm.target_fenced);
-    if (c.vm.acquire_begun) tags.push_back(tag_prefix_of(c.tx, c.vm.vm));
-  }
-  if (c.tx.kind != TxKind::kBoot && (moved || !lives)) {
-    give_back(c.vm.from, c.vm.source_fenced);
-    if (c.vm.from_job != 0) jobs.push_back(c.vm.from_job);
-  }
+  ReleaseWork work = release_work(c);
+  if (auto jobs = limits_to_work_out(c.tx, work); !jobs.empty())
+    return work_out_limits(c.tx, std::move(jobs), reply);
+  give_back(*impl_, 0, reply, std::make_shared<const ReleaseWork>(std::move(work)),
+            c.tx.time_limits);
+}
 
-  ReleaseWork work{tags, jobs, {}, note_of(c.tx, c.vm), pause_seconds(c.tx), "", c.vm.vm};
-  if (c.tx.kind == TxKind::kEvacuate && c.vm.rest_begun) {
-    for (std::uint32_t job : c.vm.jobs) {
-      if (first_with_job(c.tx, c.vm, job)) work.noted.push_back(job);
-    }
+void Executor::give_back(Impl& i, std::size_t next, const Event& reply,
+                         std::shared_ptr<const ReleaseWork> work, const json& limits) {
+  auto impl = i.shared_from_this();
+  if (next == work->calls.size()) {
+    return impl->slurm([impl, reply, work, limits](SlurmApi& slurm) {
+      finish_release(*impl, slurm, reply, *work, limits);
+    });
   }
-  const bool lost = c.vm.lost || c.tx.boot_failed;
-  if (lost)
-    work.down_reason = fmt::format("symvirt: {}", c.vm.failure ? c.vm.failure->message : "failed");
-
-  auto impl = impl_;
-  auto slurm_part = [impl, reply, work = std::move(work)] {
-    impl->slurm(
-        [impl, reply, work](SlurmApi& slurm) { finish_release(*impl, slurm, reply, work); });
-  };
-  if (calls.empty()) return slurm_part();
-  // Only one host can be in the list: give_back is called for the place that is left.
-  impl->p.hypervisor->call(calls[0].host, calls[0].method, calls[0].params, calls[0].timeout, {},
-                           [impl, reply, slurm_part](Result<json> result) {
+  const Call& call = work->calls[next];
+  impl->p.hypervisor->call(call.host, call.method, call.params, call.timeout, {},
+                           [impl, next, reply, work, limits](Result<json> result) {
                              // A host that stays silent must not keep its launcher job, nor the
                              // transaction, for ever: the VM is known not to be there, and noded
                              // gives the devices of absent VMs back when it is asked again.
@@ -405,7 +376,7 @@ void Executor::release(const Context& c, const Event& reply) {
                              if (!result && !give_up) return impl->failed(reply, result.error());
                              if (give_up)
                                log_warning(result.error().with("devices not released").message);
-                             slurm_part();
+                             give_back(*impl, next + 1, reply, work, limits);
                            });
 }
 

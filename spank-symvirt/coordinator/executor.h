@@ -14,6 +14,7 @@
 #include "spank-symvirt/coordinator/calls.h"
 #include "spank-symvirt/coordinator/config.h"
 #include "spank-symvirt/coordinator/interfaces.h"
+#include "spank-symvirt/coordinator/release.h"
 #include "spank-symvirt/coordinator/slurm_api.h"
 #include "spank-symvirt/coordinator/transaction.h"
 
@@ -50,12 +51,15 @@ class Executor {
 
  private:
   struct Impl;
-  struct ReleaseWork;
+  void fence(std::int64_t tx, const std::string& host, const Event& reply);
   void locate(const Context& c, const Event& reply);
   void nudge(const Context& c);
   void release(const Context& c, const Event& reply);
+  void work_out_limits(const Transaction& tx, std::vector<std::uint32_t> jobs, const Event& reply);
+  static void give_back(Impl& impl, std::size_t next, const Event& reply,
+                        std::shared_ptr<const ReleaseWork> work, const nlohmann::json& limits);
   static void finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
-                             const ReleaseWork& work);
+                             const ReleaseWork& work, const nlohmann::json& limits);
 
   std::shared_ptr<Impl> impl_;
 };

@@ -88,6 +88,11 @@ TEST_P(EveryCall, EndsWholeWhateverCallIsHit) {
       EXPECT_EQ(tx.outcome, Outcome::kDone) << name_of(tx.outcome);
     else
       EXPECT_NE(tx.outcome, Outcome::kFailed);
+    // The pause is given back once, however often that was tried.
+    const std::uint32_t pause_min =
+        static_cast<std::uint32_t>((pause_ns(tx) + 59'999'999'999) / 60'000'000'000);
+    const bool refused = s->world.faulted == "set_time_limit" && fault == Fault::kFail;
+    EXPECT_EQ(s->world.time_limits[7], 60 + (refused ? 0 : pause_min));
     expect_replay_equal(*s);
     if (HasFailure()) return;
   }
@@ -235,6 +240,7 @@ TEST(Evacuation, CancelledInAnyStepEndsWhole) {
     ASSERT_TRUE(s->run()) << "cancelled at step " << steps;
     SCOPED_TRACE(steps);
     expect_whole(*s, {"v1", "v2"});
+    EXPECT_EQ(s->engine().actions_in_flight(), 0u);
   }
 }
 
@@ -263,6 +269,83 @@ TEST(Evacuation, TargetThatDiesDuringMigrationIsFenced) {
   EXPECT_EQ(s->world.where_running("v1"), std::vector<std::string>{"hv1"});
   EXPECT_EQ(s->world.guests["v1"].rest_epoch, 0);
   EXPECT_EQ(s->world.guests["v2"].rest_epoch, 0);
+}
+
+// Two VMs, one silent host. What is left of v1 at the target never ran, or is the VM now.
+TEST(Evacuation, SourceThatDiesDuringMigrationIsFencedOnce) {
+  for (const std::string left : {"", "paused", "incoming", "running"}) {
+    SCOPED_TRACE(left);
+    auto s = prepare(kScenarios[0]);
+    s->world.has_fence = true;
+    s->world.dies_on_migrate = "hv1";
+    s->world.left_at_target = left;
+    ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+    ASSERT_TRUE(s->run(600)) << s->world.summary();
+    EXPECT_EQ(s->world.fences, 1);
+    EXPECT_EQ(s->world.broken_rules(), std::vector<std::string>{});
+    EXPECT_EQ(last_of(*s).outcome, Outcome::kFailed);
+    for (const char* vm : {"v1", "v2"}) {
+      const bool lives = vm == std::string("v1") && left == "running";
+      EXPECT_EQ(s->world.where_running(vm).size(), lives ? 1u : 0u);
+      EXPECT_EQ(s->world.down_nodes.count(vm), lives ? 0u : 1u);
+      EXPECT_EQ(s->engine().vms().at(vm).up(), lives);
+    }
+    for (const char* host : {"hv2", "hv3"})
+      EXPECT_EQ(s->world.hosts[host].vms.size(), s->world.hosts[host].reserved.size());
+    expect_replay_equal(*s);
+  }
+}
+
+TEST(Evacuation, TwoTransactionsFenceTheirHostOnce) {
+  auto s = prepare(kScenarios[0]);
+  s->world.has_fence = true;
+  s->world.dies_on_migrate = "hv1";
+  for (const char* vm : {"v1", "v2"}) {
+    Transaction tx = evacuation(s->world, {vm}, {});
+    tx.vms[0].jobs = {vm == std::string("v1") ? 7u : 8u};
+    ASSERT_TRUE(s->begin(tx));
+  }
+  ASSERT_TRUE(s->run(600)) << s->world.summary();
+  EXPECT_EQ(s->world.fences, 1);
+  EXPECT_EQ(s->world.down_nodes.size(), 2u);
+}
+
+TEST(Evacuation, RanksThatNeverComeToRestGoOn) {
+  auto s = prepare(kScenarios[0]);
+  s->world.endless.insert("job.quiesce");
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  ASSERT_TRUE(s->run(60));
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kRestored);
+  expect_whole(*s, {"v1", "v2"});
+  EXPECT_LT(s->journal.records.size(), 150u);
+}
+
+TEST(Evacuation, RanksThatNeverEndResumingAreGivenBack) {
+  auto s = prepare(kScenarios[0]);
+  s->world.endless.insert("job.resume");
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+  ASSERT_TRUE(s->run(3700));
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kFailed);
+  EXPECT_EQ(s->world.down_nodes.size(), 2u);
+  EXPECT_LT(s->journal.records.size(), 5000u);
+}
+
+TEST(Evacuation, ACoordinatorThatWasAwayForHoursGivesNothingUpUnseen) {
+  for (const Phase phase : {Phase::kPrepare, Phase::kQuiesce, Phase::kDetach, Phase::kAttach,
+                            Phase::kLink, Phase::kResume, Phase::kRelease}) {
+    SCOPED_TRACE(name_of(phase));
+    auto s = prepare(kScenarios[0]);
+    ASSERT_TRUE(s->begin(evacuation(s->world, {"v1", "v2"}, {})));
+    while (last_of(*s).phase != phase) s->step();
+    s->clock.now += 5 * 3600 * 1'000'000'000LL;
+    s->restart();
+    s->world.fault = Fault::kHangBefore;  // noded is being started as well
+    s->world.fault_at = s->world.calls + 1;
+    ASSERT_TRUE(s->run());
+    EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+    expect_whole(*s, {"v1", "v2"});
+    expect_replay_equal(*s);
+  }
 }
 
 TEST(Evacuation, SourceThatDiesAfterTheMoveKeepsNeitherJobNorLauncher) {
@@ -309,6 +392,17 @@ TEST(Evacuation, DevicesOfAnotherModelAreRefusedBeforeAnythingIsTouched) {
   EXPECT_EQ(s->world.where_running("v1"), std::vector<std::string>{"hv3"});
 }
 
+Transaction boot_of_v1() {
+  Transaction tx;
+  tx.kind = TxKind::kBoot;
+  VmPart vm;
+  vm.vm = "v1";
+  vm.vm_class = "standard";
+  vm.wanted = vm.moving = true;
+  tx.vms.push_back(vm);
+  return tx;
+}
+
 TEST(Boot, EveryFaultEndsUpOrOff) {
   for (Fault fault : {Fault::kFail, Fault::kHangBefore, Fault::kHangAfter, Fault::kCrashBefore,
                       Fault::kCrashAfter}) {
@@ -316,14 +410,7 @@ TEST(Boot, EveryFaultEndsUpOrOff) {
       Simulation s(two_vm_config());
       s.world.fault = fault;
       s.world.fault_at = n;
-      Transaction tx;
-      tx.kind = TxKind::kBoot;
-      VmPart vm;
-      vm.vm = "v1";
-      vm.vm_class = "standard";
-      vm.wanted = vm.moving = true;
-      tx.vms.push_back(vm);
-      ASSERT_TRUE(s.begin(tx));
+      ASSERT_TRUE(s.begin(boot_of_v1()));
       ASSERT_TRUE(s.run()) << n << " " << s.world.faulted << "\n" << s.world.summary();
       if (s.world.faulted.empty()) {
         EXPECT_GT(n, 8);
@@ -344,6 +431,50 @@ TEST(Boot, EveryFaultEndsUpOrOff) {
       if (HasFailure()) return;
     }
   }
+}
+
+// Either it is off and nothing is left of it, or it is up and known: then it can be stopped.
+TEST(Boot, CancelledInAnyStepEndsWhole) {
+  int up = 0;
+  for (int steps = 0; steps < 60; ++steps) {
+    SCOPED_TRACE(steps);
+    Simulation s(two_vm_config());
+    auto id = s.begin(boot_of_v1());
+    ASSERT_TRUE(id);
+    for (int i = 0; i < steps; ++i) s.step();
+    if (last_of(s).ended()) {
+      EXPECT_GT(steps, 8);
+      EXPECT_GT(up, 0) << "never cancelled in release";
+      return;
+    }
+    ASSERT_TRUE(s.engine().cancel(*id));
+    ASSERT_TRUE(s.run());
+    EXPECT_EQ(s.world.broken_rules(), std::vector<std::string>{});
+    EXPECT_EQ(s.engine().actions_in_flight(), 0u);
+    if (last_of(s).outcome == Outcome::kDone) {
+      ++up;
+      expect_whole(s, {"v1"});
+      continue;
+    }
+    EXPECT_TRUE(s.world.where_running("v1").empty());
+    EXPECT_FALSE(s.engine().vms().at("v1").up());
+    for (const auto& [name, host] : s.world.hosts) EXPECT_TRUE(host.reserved.empty());
+    for (const auto& [job, info] : s.world.jobs) EXPECT_EQ(info.state, JobState::kEnded);
+  }
+}
+
+TEST(Boot, AVmThatCannotBeStoppedIsNotForgotten) {
+  Simulation s(two_vm_config());
+  for (const char* host : {"@hv1", "@hv2", "@hv3"}) {
+    s.world.failing_methods.insert(std::string("device.attach") + host);
+    s.world.failing_methods.insert(std::string("vm.stop") + host);
+  }
+  ASSERT_TRUE(s.begin(boot_of_v1()));
+  ASSERT_TRUE(s.run());
+  EXPECT_EQ(last_of(s).outcome, Outcome::kFailed);
+  ASSERT_EQ(s.world.where_running("v1").size(), 1u);
+  EXPECT_EQ(s.engine().vms().at("v1").host, s.world.where_running("v1")[0]);
+  EXPECT_EQ(s.world.jobs.begin()->second.state, JobState::kRunning) << "it holds its place";
 }
 
 TEST(Engine, StopsWhenTheJournalFails) {

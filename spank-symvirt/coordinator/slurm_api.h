@@ -79,7 +79,8 @@ class SlurmApi {
   virtual Status power_down(const std::string& node, Deadline) = 0;
   // Adds the line to what stands there.
   virtual Status set_admin_comment(std::uint32_t job, const std::string& line, Deadline) = 0;
-  virtual Status extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) = 0;
+  // A longer limit than that stays, and none at all.
+  virtual Status set_time_limit(std::uint32_t job, std::uint32_t minutes, Deadline) = 0;
 };
 
 // libslurm's. Reads slurm.conf as every Slurm command does.

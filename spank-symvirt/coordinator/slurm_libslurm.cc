@@ -138,7 +138,7 @@ class LibslurmApi : public SlurmApi {
   Status resume_node(const std::string& node, Deadline deadline) override;
   Status power_down(const std::string& node, Deadline) override;
   Status set_admin_comment(std::uint32_t job, const std::string& line, Deadline) override;
-  Status extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) override;
+  Status set_time_limit(std::uint32_t job, std::uint32_t minutes, Deadline) override;
 
  private:
   Status load_partitions();
@@ -371,14 +371,14 @@ Status LibslurmApi::set_admin_comment(std::uint32_t job, const std::string& line
   return slurm_error(fmt::format("comment of job {}", job));
 }
 
-Status LibslurmApi::extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) {
+Status LibslurmApi::set_time_limit(std::uint32_t job, std::uint32_t minutes, Deadline) {
   if (Status status = load_job_list(); !status) return status;
   for (const JobInfo& j : jobs_) {
-    if (j.id != job || j.time_limit_min == 0) continue;
+    if (j.id != job || j.time_limit_min == 0 || j.time_limit_min >= minutes) continue;
     job_desc_msg_t desc;
     slurm_init_job_desc_msg(&desc);
     desc.job_id = job;
-    desc.time_limit = j.time_limit_min + static_cast<std::uint32_t>((seconds + 59) / 60);
+    desc.time_limit = minutes;
     if (slurm_update_job(&desc) == SLURM_SUCCESS) return {};
     return slurm_error(fmt::format("time limit of job {}", job));
   }

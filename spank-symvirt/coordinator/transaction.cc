@@ -3,121 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <set>
 
 #include "spank-symvirt/coordinator/json_access.h"
+#include "spank-symvirt/coordinator/locate.h"
+#include "spank-symvirt/coordinator/phases.h"
 
 namespace symvirt {
 namespace {
 
 constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kFirstBackoffMs = 200;
-
-constexpr std::array kEvacuatePath = {Phase::kPlan,    Phase::kAcquire, Phase::kPrepare,
-                                      Phase::kQuiesce, Phase::kDetach,  Phase::kMigrate,
-                                      Phase::kLocate,  Phase::kAttach,  Phase::kLink,
-                                      Phase::kResume,  Phase::kRelease, Phase::kEnd};
-constexpr std::array kBootPath = {
-    Phase::kAcquire, Phase::kPrepare,   Phase::kStart, Phase::kReady,   Phase::kAttach,
-    Phase::kLink,    Phase::kNodeStart, Phase::kStop,  Phase::kRelease, Phase::kEnd};
-constexpr std::array kStopPath = {Phase::kStop, Phase::kRelease, Phase::kEnd};
-
-template <std::size_t N>
-Phase after(const std::array<Phase, N>& path, Phase phase) {
-  auto it = std::find(path.begin(), path.end(), phase);
-  return it == path.end() || it + 1 == path.end() ? Phase::kEnd : *(it + 1);
-}
-
-Phase first_phase(TxKind kind) {
-  switch (kind) {
-    case TxKind::kEvacuate:
-      return kEvacuatePath.front();
-    case TxKind::kBoot:
-      return kBootPath.front();
-    case TxKind::kStop:
-      return kStopPath.front();
-  }
-  return Phase::kEnd;
-}
-
-Phase phase_after(TxKind kind, Phase phase) {
-  switch (kind) {
-    case TxKind::kEvacuate:
-      return after(kEvacuatePath, phase);
-    case TxKind::kBoot:
-      return after(kBootPath, phase);
-    case TxKind::kStop:
-      return after(kStopPath, phase);
-  }
-  return Phase::kEnd;
-}
-
-bool any_moving(const Transaction& tx) {
-  return std::any_of(tx.vms.begin(), tx.vms.end(), [](const VmPart& v) { return v.moving; });
-}
-
-// The VMs that share jobs with `vm`, directly or through others: what one job's decision binds.
-std::set<std::string> bound_to(const Transaction& tx, const VmPart& vm) {
-  std::set<std::string> names = {vm.vm};
-  std::set<std::uint32_t> jobs(vm.jobs.begin(), vm.jobs.end());
-  for (bool grown = true; grown;) {
-    grown = false;
-    for (const VmPart& other : tx.vms) {
-      const bool shares = std::any_of(other.jobs.begin(), other.jobs.end(),
-                                      [&](std::uint32_t j) { return jobs.count(j) > 0; });
-      if (!shares || !names.insert(other.vm).second) continue;
-      jobs.insert(other.jobs.begin(), other.jobs.end());
-      grown = true;
-    }
-  }
-  return names;
-}
-
-bool moves_with(const Transaction& tx, const VmPart& vm) {
-  const std::set<std::string> names = bound_to(tx, vm);
-  return std::any_of(tx.vms.begin(), tx.vms.end(),
-                     [&](const VmPart& v) { return v.moving && names.count(v.vm) > 0; });
-}
-
-bool is_here(const VmPart& vm) { return vm.at == Where::kSource || vm.at == Where::kTarget; }
-
-// Who has work in a phase. Everything about "undo" is in these lines: a dropped VM is not moving,
-// and the tail asks only what had been begun for it.
-bool participates(const Transaction& tx, Phase phase, const VmPart& vm) {
-  const bool booting = tx.kind == TxKind::kBoot && !tx.boot_failed;
-  switch (phase) {
-    case Phase::kPlan:
-      return tx.kind == TxKind::kEvacuate;
-    case Phase::kAcquire:
-    case Phase::kPrepare:
-      return vm.moving;
-    case Phase::kStart:
-    case Phase::kReady:
-    case Phase::kNodeStart:
-      return booting;
-    case Phase::kQuiesce:
-      return !vm.jobs.empty() && moves_with(tx, vm);
-    case Phase::kDetach:
-    case Phase::kMigrate:
-      return vm.moving;
-    case Phase::kLocate:
-      return vm.at == Where::kUnknown;
-    case Phase::kAttach:
-      return tx.kind == TxKind::kBoot ? booting : vm.detach_begun && is_here(vm) && !vm.has_device;
-    case Phase::kLink:
-      return tx.kind == TxKind::kBoot ? booting : vm.has_device && is_here(vm) && !vm.linked;
-    case Phase::kResume:
-      return vm.rest_begun && is_here(vm);
-    case Phase::kStop:
-      return tx.kind == TxKind::kStop || (tx.boot_failed && vm.start_begun);
-    case Phase::kRelease:
-      return vm.acquire_begun || vm.prepare_begun || vm.rest_begun || tx.kind == TxKind::kStop;
-    case Phase::kEnd:
-      return false;
-  }
-  return false;
-}
+constexpr int kEagerRounds = 8;  // more are asked for by ranks that wait for something
 
 void drop(VmPart& vm, const Error& why) {
   vm.moving = false;
@@ -130,13 +26,20 @@ void drop_all(Transaction& tx, const Error& why) {
   }
 }
 
-void begin_step(const Transaction& tx, VmPart& vm) {
+std::int64_t backoff_ns(Phase phase, int earlier_tries) {
+  return std::min(kFirstBackoffMs << std::min(earlier_tries, 6), longest_backoff_ms(phase)) * kMs;
+}
+
+void begin_step(const Transaction& tx, VmPart& vm, std::int64_t now) {
   vm.status = StepStatus::kPending;
   vm.attempt = 1;
   vm.tries = 1;
-  vm.not_before_ns = 0;
+  const int late = tx.round - kEagerRounds;
+  vm.not_before_ns = late > 0 ? now + backoff_ns(tx.phase, late - 1) : 0;
+  vm.more = false;
   vm.last_error.reset();
   vm.fencing = false;
+  vm.source_silence = vm.target_silence = {};
   switch (tx.phase) {
     case Phase::kAcquire:
       vm.acquire_begun = true;
@@ -155,6 +58,10 @@ void begin_step(const Transaction& tx, VmPart& vm) {
       vm.has_device = false;
       vm.linked = false;
       break;
+    case Phase::kStop:
+      // Until it has been answered: an unanswered start may have had its effect.
+      if (tx.kind == TxKind::kBoot) vm.at = Where::kTarget;
+      break;
     case Phase::kPlan:
     case Phase::kReady:
     case Phase::kMigrate:
@@ -163,43 +70,23 @@ void begin_step(const Transaction& tx, VmPart& vm) {
     case Phase::kLink:
     case Phase::kNodeStart:
     case Phase::kResume:
-    case Phase::kStop:
     case Phase::kRelease:
     case Phase::kEnd:
       break;
   }
 }
 
-Outcome outcome_of(const Transaction& tx) {
-  if (tx.hopeless || tx.boot_failed) return Outcome::kFailed;
-  if (tx.kind != TxKind::kEvacuate) {
-    const bool failed = std::any_of(tx.vms.begin(), tx.vms.end(),
-                                    [](const VmPart& v) { return v.failure.has_value(); });
-    return failed ? Outcome::kFailed : Outcome::kDone;
-  }
-  std::size_t wanted = 0, moved = 0;
-  bool touched = false;
-  for (const VmPart& vm : tx.vms) {
-    wanted += vm.wanted;
-    moved += vm.wanted && vm.at == Where::kTarget;
-    touched = touched || vm.acquire_begun;
-  }
-  if (moved == wanted) return Outcome::kDone;
-  if (moved > 0) return Outcome::kPartial;
-  return touched ? Outcome::kRestored : Outcome::kRefused;
-}
-
 void enter(Transaction& tx, Phase phase, int round, std::int64_t now) {
   tx.phase = phase;
   tx.round = round;
-  tx.more = false;
+  tx.round_begin_ns = now;
   tx.parked.clear();
-  if (round == 1) tx.phase_begin_ns = now;
+  if (round == 1) tx.phase_begin_ns = tx.tried_since_ns = now;
   bool work = false;
   for (VmPart& vm : tx.vms) {
     vm.status = StepStatus::kIdle;
     if (!participates(tx, phase, vm)) continue;
-    begin_step(tx, vm);
+    begin_step(tx, vm, now);
     work = true;
   }
   if (work && round == 1) tx.times.push_back({phase, now, 0});
@@ -280,15 +167,38 @@ void give_up_moving(Transaction& tx) {
   for (VmPart& vm : tx.vms) {
     if (vm.moving && vm.at == Where::kSource) drop(vm, why);
   }
-  if (tx.kind == TxKind::kBoot) tx.boot_failed = true;
+  // A VM that is up already is no failed boot: whoever cancelled it has it stopped (watch.cc).
+  if (tx.kind == TxKind::kBoot && is_before(tx.kind, tx.phase, Phase::kStop)) tx.boot_failed = true;
+}
+
+bool wants_more(const Transaction& tx, const VmPart& vm) {
+  return vm.more && vm.status == StepStatus::kDone && participates(tx, tx.phase, vm);
+}
+
+// Ranks that ask for another round for ever must not rest for ever.
+void end_rounds(Transaction& tx, std::int64_t now) {
+  const std::int64_t limit_ms =
+      tx.phase == Phase::kQuiesce ? tx.policy.quiesce_ms : tx.policy.park_ms;
+  if (now - tx.tried_since_ns < limit_ms * kMs) return;
+  for (VmPart& vm : tx.vms) {
+    if (!wants_more(tx, vm)) continue;
+    vm.status = StepStatus::kFailed;
+    vm.last_error =
+        Error{Code::kDeadline, fmt::format("ranks still want another round after {} s ({} "
+                                           "rounds)",
+                                           limit_ms / 1000, tx.round)};
+  }
 }
 
 void settle(Transaction& tx, std::int64_t now) {
   while (tx.phase != Phase::kEnd && all_settled(tx)) {
-    judge(tx);
     const bool rounds = tx.phase == Phase::kQuiesce || tx.phase == Phase::kResume;
+    if (rounds) end_rounds(tx, now);
+    judge(tx);
+    const bool more = std::any_of(tx.vms.begin(), tx.vms.end(),
+                                  [&](const VmPart& v) { return wants_more(tx, v); });
     const bool others_go_on = tx.phase == Phase::kQuiesce && any_moving(tx);
-    if (rounds && tx.more && (first_failed(tx) == nullptr || others_go_on)) {
+    if (rounds && more && (first_failed(tx) == nullptr || others_go_on)) {
       enter(tx, tx.phase, tx.round + 1, now);
       continue;
     }
@@ -300,116 +210,28 @@ void settle(Transaction& tx, std::int64_t now) {
   }
 }
 
-// Ranks wait while a step is repeated after the detach, and a booting guest is asked often: short
-// pauses there. Slurm and the clean-up have time.
-std::int64_t longest_backoff_ms(Phase phase) {
-  switch (phase) {
-    case Phase::kReady:
-      return 400;
-    case Phase::kPlan:
-    case Phase::kPrepare:
-    case Phase::kStart:
-    case Phase::kQuiesce:
-    case Phase::kDetach:
-    case Phase::kMigrate:
-    case Phase::kLocate:
-    case Phase::kAttach:
-    case Phase::kLink:
-    case Phase::kNodeStart:
-    case Phase::kResume:
-      return 2'000;
-    case Phase::kAcquire:
-    case Phase::kStop:
-    case Phase::kRelease:
-    case Phase::kEnd:
-      return 10'000;
-  }
-  return 10'000;
-}
-
 void again(const Transaction& tx, VmPart& vm, std::int64_t now, bool new_operation) {
-  const std::int64_t ms =
-      std::min(kFirstBackoffMs << std::min(vm.tries - 1, 6), longest_backoff_ms(tx.phase));
-  vm.not_before_ns = now + ms * kMs;
+  vm.not_before_ns = now + backoff_ns(tx.phase, vm.tries - 1);
   vm.tries += 1;
   vm.attempt += new_operation;
 }
 
-// How long a step is repeated before its failure is final.
-std::int64_t patience_ns(const Transaction& tx, const Error& error) {
-  const bool booting = tx.kind == TxKind::kBoot;
-  switch (tx.phase) {
-    case Phase::kPlan:
-      // A refusal is an answer; only silence is asked again.
-      return error.unknown_effect() ? tx.policy.step_ms * kMs : 0;
-    case Phase::kAcquire:
-      return (booting ? tx.policy.boot_ms : tx.policy.park_ms) * kMs;
-    case Phase::kPrepare:
-    case Phase::kDetach:
-      return error.unknown_effect() ? tx.policy.step_ms * kMs : 0;
-    case Phase::kQuiesce:
-      return error.unknown_effect() ? tx.policy.quiesce_ms * kMs : 0;
-    case Phase::kStart:
-      return error.unknown_effect() ? tx.policy.boot_ms * kMs : 0;
-    case Phase::kReady:
-      return tx.policy.boot_ms * kMs;
-    case Phase::kMigrate:
-      return error.unknown_effect() ? tx.policy.migrate_ms * kMs : 0;
-    case Phase::kAttach:
-    case Phase::kLink:
-    case Phase::kNodeStart:
-      return (booting ? tx.policy.boot_ms : tx.policy.park_ms) * kMs;
-    case Phase::kLocate:
-    case Phase::kResume:
-    case Phase::kStop:
-    case Phase::kRelease:
-      return tx.policy.park_ms * kMs;
-    case Phase::kEnd:
-      return 0;
-  }
-  return 0;
-}
-
-// Who has the VM, from what both hosts say (docs/recovery.md has the table). "unknown": the host
-// did not answer, which means nothing until it has been fenced.
-struct Located {
-  Where where = Where::kUnknown;
-  std::string ask_fence;  // the host whose silence keeps it undecided
-  std::string why;
-};
-
-Located locate(const VmPart& vm) {
-  std::string source = vm.seen_source;
-  std::string target = vm.seen_target;
-  if (source == "unknown" && vm.source_fenced) source = "absent";
-  if (target == "unknown" && vm.target_fenced) target = "absent";
-  const bool target_runs = target == "running";
-  const bool source_runs = source == "running";
-  if (target_runs && source_runs) {
-    return {Where::kUnknown, "",
-            vm.vm + " runs on " + vm.from + " and on " + vm.to + ": stop one of them by hand"};
-  }
-  if (target_runs) return {Where::kTarget, "", ""};
-  if (source == "unknown") return {Where::kUnknown, vm.from, vm.from + " does not answer"};
-  if (target == "unknown") return {Where::kUnknown, vm.to, vm.to + " does not answer"};
-  if (source_runs && target == "absent") return {Where::kSource, "", ""};
-  if (source == "absent" && target == "absent")
-    return {Where::kNowhere, "", vm.vm + " is gone from both hosts"};
-  return {Where::kUnknown, "",
-          vm.vm + " is " + source + " on " + vm.from + " and " + target + " on " + vm.to};
+bool being_fenced(const Transaction& tx, const std::string& host) {
+  return std::any_of(tx.vms.begin(), tx.vms.end(),
+                     [&](const VmPart& v) { return v.fencing && v.fence_host == host; });
 }
 
 void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::int64_t now) {
-  vm.seen_source = text_of(seen, "source");
-  vm.seen_target = text_of(seen, "target");
+  note_look(vm, text_of(seen, "source"), text_of(seen, "target"), now);
   const Located found = locate(vm);
   if (found.where == Where::kUnknown) {
-    const bool long_silence = now - tx.phase_begin_ns > tx.policy.fence_after_ms * kMs;
     tx.parked = found.why;
     vm.last_error = Error{Code::kUnavailable, found.why};
-    vm.fencing = long_silence && !found.ask_fence.empty();
     vm.fence_host = found.ask_fence;
-    again(tx, vm, now, false);
+    vm.fencing = !found.ask_fence.empty() && !being_fenced(tx, found.ask_fence) &&
+                 silent_for_long(vm, found.ask_fence, tx.policy.fence_after_ms, now);
+    again(tx, vm, now,
+          true);  // a look has no effect of its own; what helps the VM on is new each time
     return;
   }
   vm.at = found.where;
@@ -426,8 +248,8 @@ void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::in
   }
 }
 
-void collect_round(Transaction& tx, const VmPart& vm, const nlohmann::json& result) {
-  tx.more = tx.more || flag_of(result, "more");
+void collect_round(Transaction& tx, VmPart& vm, const nlohmann::json& result) {
+  vm.more = flag_of(result, "more");
   auto answers = result.find("answers");
   if (answers == result.end() || !answers->is_array() || vm.jobs.empty()) return;
   for (const nlohmann::json& answer : *answers) {
@@ -453,7 +275,10 @@ std::string refusals(const nlohmann::json& plan) {
 void on_done(Transaction& tx, VmPart& vm, const Event& event) {
   const nlohmann::json& result = event.result;
   if (vm.fencing) {
-    (vm.fence_host == vm.from ? vm.source_fenced : vm.target_fenced) = true;
+    for (VmPart& other : tx.vms) {
+      other.source_fenced = other.source_fenced || other.from == vm.fence_host;
+      other.target_fenced = other.target_fenced || other.to == vm.fence_host;
+    }
     vm.fencing = false;
     vm.not_before_ns = 0;
     vm.tries += 1;
@@ -493,12 +318,19 @@ void on_done(Transaction& tx, VmPart& vm, const Event& event) {
     case Phase::kStop:
       vm.at = Where::kNowhere;
       break;
+    case Phase::kRelease:
+      if (const auto limits = result.find("time_limits");
+          limits != result.end() && limits->is_object()) {
+        tx.time_limits.update(*limits);
+        vm.status = StepStatus::kPending;
+        vm.tries += 1;
+      }
+      break;
     case Phase::kPrepare:
     case Phase::kReady:
     case Phase::kDetach:
     case Phase::kLocate:
     case Phase::kNodeStart:
-    case Phase::kRelease:
     case Phase::kEnd:
       break;
   }
@@ -512,7 +344,7 @@ void on_failed(Transaction& tx, VmPart& vm, const Event& event) {
     tx.parked = error.message;
     return again(tx, vm, event.time_ns, false);
   }
-  const std::int64_t spent = event.time_ns - tx.phase_begin_ns;
+  const std::int64_t spent = event.time_ns - tx.tried_since_ns;
   const bool cancelled_migration = tx.phase == Phase::kMigrate && tx.cancel_requested;
   if (spent < patience_ns(tx, error) && !cancelled_migration && !event.final) {
     const bool at_rest = tx.phase == Phase::kAttach || tx.phase == Phase::kLink ||
@@ -544,6 +376,17 @@ void on_cancel(Transaction& tx, std::int64_t now) {
   settle(tx, now);
 }
 
+// Nothing was tried while the coordinator was away: patience begins anew, and what a host did not
+// answer before says nothing now.
+void on_recovered(Transaction& tx, std::int64_t now) {
+  tx.tried_since_ns = now;
+  for (VmPart& vm : tx.vms) {
+    vm.not_before_ns = 0;
+    vm.fencing = false;
+    vm.source_silence = vm.target_silence = {};
+  }
+}
+
 }  // namespace
 
 VmPart* Transaction::find(const std::string& name) {
@@ -566,6 +409,9 @@ void apply(std::optional<Transaction>& tx, const Event& event) {
       return;
     case EventType::kCancel:
       if (tx && !tx->ended()) on_cancel(*tx, event.time_ns);
+      return;
+    case EventType::kRecovered:
+      if (tx && !tx->ended()) on_recovered(*tx, event.time_ns);
       return;
     case EventType::kStepDone:
     case EventType::kStepFailed: {
@@ -611,7 +457,7 @@ std::vector<Event> overdue(const Transaction& tx, std::int64_t now_ns) {
   // job runs on.
   if (!some && tx.kind == TxKind::kEvacuate) return events;
   const std::int64_t limit = tx.kind == TxKind::kBoot ? tx.policy.boot_ms : tx.policy.acquire_ms;
-  if (now_ns - tx.phase_begin_ns < limit * kMs) return events;
+  if (now_ns - tx.tried_since_ns < limit * kMs) return events;
   for (const VmPart& vm : tx.vms) {
     if (vm.status != StepStatus::kPending) continue;
     Event event;

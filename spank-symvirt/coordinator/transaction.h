@@ -71,6 +71,12 @@ struct TxPolicy {
   std::int64_t lease_ms = 60'000;  // ranks resume by themselves when nobody renews for so long
 };
 
+// A host that does not answer when it is asked where a VM is.
+struct Silence {
+  std::int64_t since_ns = 0;  // the first of the looks in a row; 0: it answered last
+  int looks = 0;
+};
+
 // One VM of the set. Fields up to `failure` are facts; `step` is about the current phase only.
 struct VmPart {
   std::string vm;
@@ -93,12 +99,15 @@ struct VmPart {
   Where at = Where::kNowhere;
   bool has_device = false;  // devices attached, link not yet known
   bool linked = false;
+  bool more = false;  // its ranks want another round
   bool source_fenced = false;
   bool target_fenced = false;
   bool lost = false;  // could not be brought to a place where its ranks can go on: its node is
                       // given back to Slurm as DOWN
   std::string seen_source;  // locate: what the hosts said last
   std::string seen_target;
+  Silence source_silence;
+  Silence target_silence;
   std::optional<Error> failure;  // why it was dropped (first reason)
 
   StepStatus status = StepStatus::kIdle;
@@ -129,15 +138,18 @@ struct Transaction {
   std::vector<VmPart> vms;
 
   Phase phase = Phase::kPlan;
-  int round = 1;                                       // quiesce and resume
-  bool more = false;                                   // somebody wants another round
+  int round = 1;  // quiesce and resume
+  std::int64_t round_begin_ns = 0;
   nlohmann::json payloads = nlohmann::json::object();  // of the last round, by job and rank
   bool cancel_requested = false;
   bool boot_failed = false;
   bool hopeless =
       false;  // could not be brought forward within park_ms: jobs are given back to Slurm
   std::int64_t phase_begin_ns = 0;
+  std::int64_t tried_since_ns = 0;  // patience counts from here: the phase's begin, or a restart
   std::vector<PhaseTime> times;
+  // release: job -> new time limit in minutes, 0: none. Worked out once.
+  nlohmann::json time_limits = nlohmann::json::object();
   std::int64_t begun_ns = 0;
   std::int64_t ended_ns = 0;
   Outcome outcome = Outcome::kNone;
@@ -148,7 +160,13 @@ struct Transaction {
   const VmPart* find(const std::string& vm) const;
 };
 
-enum class EventType { kBegun, kStepDone, kStepFailed, kCancel };
+enum class EventType {
+  kBegun,
+  kStepDone,
+  kStepFailed,
+  kCancel,
+  kRecovered,  // a coordinator that was started took it up again
+};
 
 // Everything a transaction ever learns. Journaled before it is applied.
 struct Event {

@@ -45,7 +45,8 @@ constexpr std::array kOutcomes = {NameTable<Outcome>{"running", Outcome::kNone},
 constexpr std::array kEvents = {NameTable<EventType>{"begun", EventType::kBegun},
                                 NameTable<EventType>{"step_done", EventType::kStepDone},
                                 NameTable<EventType>{"step_failed", EventType::kStepFailed},
-                                NameTable<EventType>{"cancel", EventType::kCancel}};
+                                NameTable<EventType>{"cancel", EventType::kCancel},
+                                NameTable<EventType>{"recovered", EventType::kRecovered}};
 
 const auto& names(TxKind) { return kKinds; }
 const auto& names(Phase) { return kPhases; }
@@ -114,6 +115,12 @@ void fields(Error& e, F& f) {
 }
 
 template <typename F>
+void fields(Silence& s, F& f) {
+  f("since_ns", s.since_ns);
+  f("looks", s.looks);
+}
+
+template <typename F>
 void fields(VmPart& v, F& f) {
   f("vm", v.vm);
   f("class", v.vm_class);
@@ -132,11 +139,14 @@ void fields(VmPart& v, F& f) {
   f("at", v.at);
   f("has_device", v.has_device);
   f("linked", v.linked);
+  f("more", v.more);
   f("source_fenced", v.source_fenced);
   f("target_fenced", v.target_fenced);
   f("lost", v.lost);
   f("seen_source", v.seen_source);
   f("seen_target", v.seen_target);
+  f("source_silence", v.source_silence);
+  f("target_silence", v.target_silence);
   f("failure", v.failure);
   f("status", v.status);
   f("attempt", v.attempt);
@@ -159,13 +169,15 @@ void fields(Transaction& t, F& f) {
   f("vms", t.vms);
   f("phase", t.phase);
   f("round", t.round);
-  f("more", t.more);
+  f("round_begin_ns", t.round_begin_ns);
   f("payloads", t.payloads);
   f("cancel_requested", t.cancel_requested);
   f("boot_failed", t.boot_failed);
   f("hopeless", t.hopeless);
   f("phase_begin_ns", t.phase_begin_ns);
+  f("tried_since_ns", t.tried_since_ns);
   f("times", t.times);
+  f("time_limits", t.time_limits);
   f("begun_ns", t.begun_ns);
   f("ended_ns", t.ended_ns);
   f("outcome", t.outcome);

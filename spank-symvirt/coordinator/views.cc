@@ -116,6 +116,11 @@ json view_of(const Event& event, const Transaction& tx) {
       j["event"] = "cancel";
       j["message"] = fmt::format("{} {}: cancel requested", name_of(tx.kind), tx.id);
       break;
+    case EventType::kRecovered:
+      j["event"] = "recovered";
+      j["message"] =
+          fmt::format("{} {}: taken up again in {}", name_of(tx.kind), tx.id, name_of(tx.phase));
+      break;
   }
   j["state"] = {{"phase", std::string(name_of(tx.phase))},
                 {"outcome", std::string(name_of(tx.outcome))},

@@ -273,7 +273,7 @@ void find_lost_launchers(const View& view, Decisions& out) {
 void give_back_parked(const View& view, Decisions& out) {
   for (const auto& [id, tx] : *view.transactions) {
     if (tx.ended() || tx.phase != Phase::kLocate) continue;
-    if (view.now_ns - tx.phase_begin_ns < tx.policy.park_ms * (kSecond / 1000)) continue;
+    if (view.now_ns - tx.tried_since_ns < tx.policy.park_ms * (kSecond / 1000)) continue;
     for (const VmPart& vm : tx.vms) {
       const NodeInfo* node = view.node(vm.vm);
       if (node == nullptr || node->down || vm.at != Where::kUnknown) continue;

@@ -299,10 +299,10 @@ TEST(Watch, JobOfAVmThatCannotBeFoundIsGivenBackInTheEnd) {
   tx->phase = Phase::kLocate;
   tx->parked = "hv1 does not answer";
   tx->find("v1")->at = Where::kUnknown;
-  tx->phase_begin_ns = 1'000'000'000'000 - (tx->policy.park_ms - 1) * 1'000'000;
+  tx->tried_since_ns = 1'000'000'000'000 - (tx->policy.park_ms - 1) * 1'000'000;
   w.transactions[4] = *tx;
   EXPECT_TRUE(w.of(Decision::Kind::kGiveBack).empty());
-  w.transactions[4].phase_begin_ns -= 2'000'000;
+  w.transactions[4].tried_since_ns -= 2'000'000;
   auto given = w.of(Decision::Kind::kGiveBack);
   ASSERT_EQ(given.size(), 1u);  // v2 is where it was
   EXPECT_EQ(given[0].node, "v1");

@@ -114,10 +114,13 @@ Result<json> FakeWorld::host_method(const std::string& host, const std::string& 
     return json::object();
   }
   if (method == "vm.stop") {
+    const bool runs = it != h.vms.end() && it->second.state == "running";
+    if (params.value("mode", "") == "leftover" && runs) return json::object();
     h.vms.erase(vm);
     return json::object();
   }
   if (it == h.vms.end()) return Error{Code::kNotFound, vm + " is not on " + host};
+  if (method == "vm.resume") it->second.state = "running";
   if (method == "vm.resume" || method == "vm.migrate_abort") return json::object();
   if (method == "device.detach") {
     it->second.device = it->second.linked = false;
@@ -141,6 +144,12 @@ Result<json> FakeWorld::migrate(const std::string& host, const std::string& vm,
     return Error{Code::kPrecondition, "device attached"};
   }
   if (guests[vm].rest_epoch == 0) broken_.push_back(vm + " was migrated while its ranks ran");
+  if (host == dies_on_migrate) {
+    source.dead = true;
+    source.vms.clear();
+    if (!left_at_target.empty()) target.vms[vm] = FakeVm{left_at_target};
+    return Error{Code::kUnavailable, host + ": connection lost"};
+  }
   if (to == dies_on_migrate) target.dead = true;
   if (target.dead) return Error{Code::kInternal, "unable to connect to " + to};
   if (target.reserved.count(vm) == 0)
@@ -176,10 +185,11 @@ Result<json> FakeWorld::guest_method(const std::string& host, const std::string&
       broken_.push_back(fmt::format("{}: round {} after {}", vm, round, g.rest_round));
     g.highest_epoch = g.rest_epoch = epoch;
     g.rest_round = round;
-    return json{{"more", round < 2}, {"answers", json::array()}};
+    return json{{"more", round < 2 || endless.count(method) > 0}, {"answers", json::array()}};
   }
   if (method == "job.resume") {
     if (epoch != g.rest_epoch) return json{{"members", 0}};
+    if (endless.count(method) > 0) return json{{"more", true}};
     if (!it->second.device || !it->second.linked)
       broken_.push_back(vm + " was resumed without its device");
     g.rest_epoch = 0;
@@ -256,6 +266,13 @@ Result<std::vector<JobInfo>> FakeWorld::poll_jobs(Deadline) {
     if (!job.host.empty()) info.nodes = {job.host};
     list.push_back(info);
   }
+  for (const auto& [id, minutes] : time_limits) {
+    JobInfo info;
+    info.id = id;
+    info.state = JobState::kRunning;
+    info.time_limit_min = minutes;
+    list.push_back(info);
+  }
   return list;
 }
 
@@ -293,12 +310,22 @@ Status FakeWorld::set_admin_comment(std::uint32_t job, const std::string& line, 
   return {};
 }
 
-Status FakeWorld::extend_time_limit(std::uint32_t, std::int64_t, Deadline) { return {}; }
+Status FakeWorld::set_time_limit(std::uint32_t job, std::uint32_t minutes, Deadline) {
+  const Fault f = take_fault("set_time_limit");
+  if (f == Fault::kCrashBefore) throw Crash{};
+  if (f == Fault::kFail) return Error{Code::kRefused, "time limit: made to fail"};
+  if (f == Fault::kHangBefore) return Error{Code::kDeadline, "time limit: no answer"};
+  time_limits[job] = minutes;
+  if (f == Fault::kCrashAfter) throw Crash{};
+  if (f == Fault::kHangAfter) return Error{Code::kDeadline, "time limit: no answer"};
+  return {};
+}
 
 void FakeWorld::fence(const std::string& host, Fence::Done done) {
+  ++fences;
   hosts[host].vms.clear();
   hosts[host].dead = true;
-  done({});
+  answers.emplace_back([done = std::move(done)](Result<json>) { done({}); }, json::object());
 }
 
 void FakeWorld::boot_by_hand(const std::string& vm, const std::string& host) {

@@ -42,7 +42,7 @@ class FakeJournal : public Journal {
 };
 
 struct FakeVm {
-  std::string state = "running";  // running | incoming
+  std::string state = "running";  // running | paused | incoming
   bool device = false;
   bool linked = false;
   std::string model;  // of the devices it has met
@@ -92,7 +92,7 @@ class FakeWorld : public Hypervisor, public SlurmApi, public Fence {
   Status resume_node(const std::string&, Deadline) override { return {}; }
   Status power_down(const std::string&, Deadline) override { return {}; }
   Status set_admin_comment(std::uint32_t job, const std::string& line, Deadline) override;
-  Status extend_time_limit(std::uint32_t job, std::int64_t seconds, Deadline) override;
+  Status set_time_limit(std::uint32_t job, std::uint32_t minutes, Deadline) override;
   bool available() const override { return has_fence; }
   void fence(const std::string& host, Fence::Done done) override;
 
@@ -107,9 +107,13 @@ class FakeWorld : public Hypervisor, public SlurmApi, public Fence {
   std::map<std::string, FakeGuest> guests;
   std::map<std::uint32_t, FakeJob> jobs;
   std::map<std::uint32_t, std::string> notes;
+  std::map<std::uint32_t, std::uint32_t> time_limits = {{7, 60}};  // of users' jobs, in minutes
   std::map<std::string, std::string> down_nodes;
   bool has_fence = false;
-  std::string dies_on_migrate;  // a target that loses power when the first VM begins to come
+  std::string dies_on_migrate;  // a host that loses power when the first VM begins to move
+  std::string left_at_target;   // ... what is at the target then, when that host was the source
+  int fences = 0;
+  std::set<std::string> endless;  // guest methods that always want another round: "job.quiesce"
   std::set<std::string> failing_methods;  // always answered with an error: "device.attach@hv2"
 
   // The n-th call (from 1) that may change something gets the fault.
