@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "common/log.h"
+#include "node-helper/guest/holders.h"
 #include "node-helper/guest/sockets.h"
 
 namespace symvirt::guest {
@@ -267,6 +268,25 @@ Devices::Held* Devices::find(const std::string& slot) {
   return nullptr;
 }
 
+// The layer has closed those of the members. What is left would keep the unplug waiting for ever,
+// and nobody would tell its process.
+Status Devices::refuse_contexts(const Held& held) {
+  const RdmaPort port = rdma_port_of(held.link.name);
+  if (port.device.empty()) return {};
+  const auto contexts = verbs_contexts(port.device);
+  if (!contexts) return contexts.error().with("device.let_go");
+  if (*contexts == 0) return {};
+  std::string who;
+  if (const auto holders = list_verbs_holders({{verbs_file_of(port.device), port.device}})) {
+    for (const Holder& h : *holders)
+      who += fmt::format("{}{} (pid {})", who.empty() ? "" : ", ", h.name, h.pid);
+  }
+  return Error{
+      Code::kPrecondition,
+      fmt::format("device.let_go: slot {}: {} verbs context(s) of {} are open: {}", held.slot.name,
+                  *contexts, port.device, who.empty() ? "by a process that cannot be found" : who)};
+}
+
 Status Devices::let_go(const std::vector<std::string>& slots) {
   for (const std::string& name : slots) {
     if (!find(name)) {
@@ -278,6 +298,7 @@ Status Devices::let_go(const std::vector<std::string>& slots) {
     // Only what is complete is worth keeping: an interface that never got its addresses back would
     // replace them by none.
     if (held.link.index == 0 || !held.set_up) continue;
+    if (Status free = refuse_contexts(held); !free) return free;
     auto saved = save_link(route_, held.link);
     if (!saved) return saved.error().with(fmt::format("device.let_go: slot {}", name));
     log_info(fmt::format("slot {}: {} let go, {} address(es), {} route(s) kept", name,
@@ -385,6 +406,12 @@ Devices::Reach Devices::reach() {
     for (const Cidr& cidr : addresses ? *addresses : std::vector<Cidr>()) {
       reach.addresses.push_back(cidr.address);
     }
+    const RdmaPort port = rdma_port_of(held->link.name);
+    if (port.device.empty()) continue;
+    const auto contexts = verbs_contexts(port.device);
+    if (!contexts) log_warning(contexts.error().message);
+    // Not known: looked for.
+    if (!contexts || *contexts > 0) reach.verbs_files[verbs_file_of(port.device)] = port.device;
   }
   return reach;
 }

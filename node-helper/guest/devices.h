@@ -41,8 +41,8 @@ class Devices : public DeviceState {
 
   // Empty when every slot has its device, set up and with carrier; otherwise what is missing where.
   std::string unhealthy() const;
-  // {"network": ["10.78.0.0/24"], "quiesce": "verbs", "rdma": ["mlx5_0:1"], "soft_roce": false}: what
-  // the plugin sets the tasks' environment from.
+  // {"network": ["10.78.0.0/24"], "quiesce": "verbs", "rdma": ["mlx5_0:1"], "soft_roce": false}:
+  // what the plugin sets the tasks' environment from.
   Json task_facts() const;
   std::vector<std::string> immovable() const;  // names of slots
 
@@ -50,10 +50,12 @@ class Devices : public DeviceState {
   bool all_present() const override { return unhealthy().empty(); }
   Result<std::vector<std::string>> unacknowledged() override;
   // Where a socket counts as "over a device": local addresses (those there now and those
-  // configured) and indices.
+  // configured) and indices. Files that who has a verbs context of a device has open, with the
+  // device; only of devices of which there are contexts.
   struct Reach {
     std::vector<Address> addresses;
     std::vector<int> interfaces;
+    std::map<std::string, std::string> verbs_files = {};
     bool covers(const Address& local, int interface) const;
   };
   Reach reach();
@@ -93,6 +95,7 @@ class Devices : public DeviceState {
   std::string missing(const Held& held) const;
   Held* find(const std::string& slot);
   bool answer(const Waiter& waiter);
+  Status refuse_contexts(const Held& held);
   void poll_rdma();
 
   EventLoop& loop_;

@@ -40,11 +40,14 @@ void add_packet(Uses& uses, const Devices::Reach& reach) {
   }
 }
 
-std::uint32_t socket_inode(const fs::path& link) {
+std::string target_of(const fs::path& link) {
   char text[64];
   const ssize_t n = ::readlink(link.c_str(), text, sizeof text);
+  return {text, n > 0 ? static_cast<std::size_t>(n) : 0};
+}
+
+std::uint32_t socket_inode(std::string_view target) {
   constexpr std::string_view kPrefix = "socket:[";
-  const std::string_view target(text, n > 0 ? static_cast<std::size_t>(n) : 0);
   if (!target.starts_with(kPrefix)) return 0;
   std::uint32_t inode = 0;
   std::from_chars(target.data() + kPrefix.size(), target.data() + target.size(), inode);
@@ -79,6 +82,61 @@ std::string mount_over(const Devices::Reach& reach, const fs::path& proc) {
   return {};
 }
 
+struct Process {
+  std::vector<std::string> whats;
+  std::set<std::uint32_t> inodes;
+  bool verbs = false;
+};
+
+using VerbsFiles = std::map<std::string, std::string>;
+
+// A line of maps ends with the file's path.
+bool maps_one_of(const fs::path& maps, const VerbsFiles& files, std::string& device) {
+  std::ifstream lines(maps);
+  for (std::string line; std::getline(lines, line);) {
+    const std::size_t at = line.find("/dev/infiniband/");
+    const auto file = at == std::string::npos ? files.end() : files.find(line.substr(at));
+    if (file == files.end()) continue;
+    device = file->second;
+    return true;
+  }
+  return false;
+}
+
+Process look_at(const fs::path& path, const Uses& uses, const VerbsFiles& verbs_files) {
+  Process process;
+  std::string device;
+  std::error_code gone;  // processes end while we look
+  for (fs::directory_iterator fd(path / "fd", gone), last; !gone && fd != last;
+       fd.increment(gone)) {
+    const std::string target = target_of(fd->path());
+    const std::uint32_t inode = socket_inode(target);
+    const auto [from, to] = uses.equal_range(inode);
+    for (auto use = from; inode != 0 && use != to; ++use) process.whats.push_back(use->second);
+    if (inode != 0 && from != to) process.inodes.insert(inode);
+    if (const auto file = verbs_files.find(target); file != verbs_files.end())
+      device = file->second;
+  }
+  if (!verbs_files.empty() && device.empty()) maps_one_of(path / "maps", verbs_files, device);
+  process.verbs = !device.empty();
+  if (process.verbs) process.whats.push_back("a verbs context of " + device);
+  return process;
+}
+
+// All but our own.
+template <typename F>
+void for_each_process(const fs::path& proc, F each) {
+  std::error_code ignored;
+  for (fs::directory_iterator it(proc, ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    const std::string name = it->path().filename();
+    std::int32_t pid = 0;
+    const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
+    if (error != std::errc() || rest != name.data() + name.size() || pid == ::getpid()) continue;
+    each(pid, it->path());
+  }
+}
+
 }  // namespace
 
 Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
@@ -92,33 +150,20 @@ Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
   add_inet(uses, reach, list_raw());
   add_packet(uses, reach);
   std::vector<Holder> holders;
-  if (uses.empty()) return holders;
+  if (uses.empty() && reach.verbs_files.empty()) return holders;
   std::set<std::uint32_t> explained, members_own;
   std::vector<std::set<std::uint32_t>> held;  // by holders[i]
-  std::error_code ignored;
-  for (fs::directory_iterator it(proc, ignored), end; !ignored && it != end;
-       it.increment(ignored)) {
-    const std::string name = it->path().filename();
-    std::int32_t pid = 0;
-    const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
-    if (error != std::errc() || rest != name.data() + name.size() || pid == ::getpid()) continue;
-    std::vector<std::string> whats;
-    std::set<std::uint32_t> inodes;
-    std::error_code gone;  // processes end while we look
-    for (fs::directory_iterator fd(it->path() / "fd", gone), last; !gone && fd != last;
-         fd.increment(gone)) {
-      const std::uint32_t inode = socket_inode(fd->path());
-      const auto [from, to] = uses.equal_range(inode);
-      for (auto use = from; inode != 0 && use != to; ++use) whats.push_back(use->second);
-      if (inode != 0 && from != to) inodes.insert(inode);
-    }
-    if (whats.empty()) continue;
+  for_each_process(proc, [&](std::int32_t pid, const fs::path& path) {
+    Process process = look_at(path, uses, reach.verbs_files);
+    if (process.whats.empty()) return;
     const bool member = members.contains(pid);
-    explained.insert(inodes.begin(), inodes.end());
-    if (member) members_own.insert(inodes.begin(), inodes.end());
-    holders.push_back({pid, first_line(it->path() / "comm"), in_words(whats), member});
-    held.push_back(std::move(inodes));
-  }
+    explained.insert(process.inodes.begin(), process.inodes.end());
+    if (member) members_own.insert(process.inodes.begin(), process.inodes.end());
+    holders.push_back(
+        {pid, first_line(path / "comm"), in_words(process.whats), process.verbs, member});
+    // A context of a parent's is not explained by it: the parent cannot close it for its child.
+    held.push_back(process.verbs ? std::set<std::uint32_t>{0} : std::move(process.inodes));
+  });
   for (std::size_t i = 0; i < holders.size(); ++i) {
     holders[i].member = holders[i].member || std::includes(members_own.begin(), members_own.end(),
                                                            held[i].begin(), held[i].end());
@@ -129,8 +174,19 @@ Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
   }
   if (!unexplained.empty()) {
     const std::string mount = mount_over(reach, proc);
-    holders.push_back({0, mount.empty() ? "kernel" : mount, in_words(unexplained), false});
+    holders.push_back({0, mount.empty() ? "kernel" : mount, in_words(unexplained), false, false});
   }
+  return holders;
+}
+
+Result<std::vector<Holder>> list_verbs_holders(const std::map<std::string, std::string>& files,
+                                               const std::string& proc) {
+  std::vector<Holder> holders;
+  for_each_process(proc, [&](std::int32_t pid, const fs::path& path) {
+    const Process process = look_at(path, {}, files);
+    if (!process.whats.empty())
+      holders.push_back({pid, first_line(path / "comm"), in_words(process.whats), true, false});
+  });
   return holders;
 }
 
@@ -138,13 +194,14 @@ std::vector<std::string> refusals(const std::vector<Holder>& holders,
                                   const std::vector<std::string>& tolerated) {
   std::vector<std::string> list;
   for (const Holder& h : holders) {
-    if (h.member || std::find(tolerated.begin(), tolerated.end(), h.name) != tolerated.end())
-      continue;
+    const bool may = std::find(tolerated.begin(), tolerated.end(), h.name) != tolerated.end();
+    if (h.member || (may && !h.verbs)) continue;
     const std::string who = h.pid == 0 ? h.name : fmt::format("{} (pid {})", h.name, h.pid);
     list.push_back(fmt::format(
-        "{} holds {} over the passthrough device and takes no part: start ranks with srun "
-        "--mpi=pmix, end it, or name it in guestd.toml, tolerated_holders",
-        who, h.what));
+        "{} holds {} over the passthrough device and takes no part: {}", who, h.what,
+        h.verbs ? "start it with srun in a --symvirt job, or end it"
+                : "start ranks with srun --mpi=pmix, end it, or name it in guestd.toml, "
+                  "tolerated_holders"));
   }
   return list;
 }

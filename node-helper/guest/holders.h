@@ -3,6 +3,7 @@
 // plan refuses and names it (docs/design.md, "An evacuation").
 #pragma once
 
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@ struct Holder {
   std::int32_t pid = 0;  // 0: the kernel
   std::string name;      // of the process, or of what the kernel does
   std::string what;      // "tcp 10.78.0.101:41000->10.78.0.102:1024 and 3 more"
+  bool verbs = false;    // has a verbs context: an unplug would wait for it, tolerated or not
   bool member = false;   // or holds nothing that no member holds, too: a child that inherited it
 };
 
@@ -29,6 +31,10 @@ std::vector<std::string> refusals(const std::vector<Holder>& holders,
 Result<std::vector<Holder>> list_holders(const Devices::Reach& reach,
                                          const std::set<std::int32_t>& members,
                                          const std::string& proc = "/proc");
+// Only those with a verbs context: the file open, or mapped (a child that was forked has its
+// parent's queues in its memory).
+Result<std::vector<Holder>> list_verbs_holders(const std::map<std::string, std::string>& files,
+                                               const std::string& proc = "/proc");
 Json to_json(const Holder& holder);
 
 }  // namespace symvirt::guest

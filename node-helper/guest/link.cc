@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "common/unique_fd.h"
+#include "node-helper/guest/rdma.h"
 
 namespace symvirt::guest {
 namespace {
@@ -200,7 +201,9 @@ Status add_soft_roce(const std::string& netdev) {
   message.put_text(RDMA_NLDEV_ATTR_LINK_TYPE, "rxe");
   message.put_text(RDMA_NLDEV_ATTR_NDEV_NAME, netdev);
   const int error = rdma->ask(message.header());
-  if (error == 0 || error == EEXIST) return {};
+  if (error == 0) return {};
+  // Of that name, or already there on this interface: the kernel says the same of both.
+  if (error == EEXIST && !rdma_port_of(netdev).device.empty()) return {};
   return Error{Code::kInternal,
                fmt::format("soft-RoCE on {}: {}; are rdma_rxe and crc32_generic there?", netdev,
                            std::strerror(error))};

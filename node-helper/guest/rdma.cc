@@ -1,6 +1,8 @@
 #include "node-helper/guest/rdma.h"
 
 #include <fmt/format.h>
+#include <linux/netlink.h>
+#include <rdma/rdma_netlink.h>
 
 #include <algorithm>
 #include <charconv>
@@ -8,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+
+#include "node-helper/guest/netlink.h"
 
 namespace symvirt::guest {
 namespace {
@@ -51,6 +55,32 @@ std::set<std::string> gids_of(const fs::path& port) {
   return gids;
 }
 
+template <typename F>
+void for_each_nested(const nlattr* attribute, F each) {
+  const auto* a = static_cast<const nlattr*>(mnl_attr_get_payload(attribute));
+  int left = mnl_attr_get_payload_len(attribute);
+  for (; mnl_attr_ok(a, left); left -= MNL_ALIGN(a->nla_len), a = mnl_attr_next(a)) each(a);
+}
+
+// The number of "ctx" in one device's summary of resources.
+std::uint64_t contexts_in(const nlmsghdr* message) {
+  std::uint64_t contexts = 0;
+  const nlattr* summary = find_attribute(message, 0, RDMA_NLDEV_ATTR_RES_SUMMARY);
+  if (summary == nullptr) return 0;
+  for_each_nested(summary, [&](const nlattr* entry) {
+    std::string name;
+    std::uint64_t count = 0;
+    for_each_nested(entry, [&](const nlattr* a) {
+      if (mnl_attr_get_type(a) == RDMA_NLDEV_ATTR_RES_SUMMARY_ENTRY_NAME)
+        name = mnl_attr_get_str(a);
+      if (mnl_attr_get_type(a) == RDMA_NLDEV_ATTR_RES_SUMMARY_ENTRY_CURR)
+        count = mnl_attr_get_u64(a);
+    });
+    if (name == "ctx") contexts = count;
+  });
+  return contexts;
+}
+
 }  // namespace
 
 RdmaPort rdma_port_of(const std::string& netdev, const std::string& sys) {
@@ -86,6 +116,30 @@ std::string rdma_not_ready(const RdmaPort& port, const std::vector<Address>& add
   for (const Address& address : addresses) {
     if (!gids.contains(gid_text(address)))
       return fmt::format("{} has no GID for {} yet", what, to_text(address));
+  }
+  return {};
+}
+
+Result<std::uint64_t> verbs_contexts(const std::string& device) {
+  auto rdma = Netlink::open(NETLINK_RDMA);
+  if (!rdma) return rdma.error();
+  NlMessage message(RDMA_NL_GET_TYPE(RDMA_NL_NLDEV, RDMA_NLDEV_CMD_RES_GET));
+  const auto dump = rdma->dump(message.header(), "list of RDMA resources");
+  if (!dump) return dump.error();
+  for (const auto& bytes : *dump) {
+    const auto* one = reinterpret_cast<const nlmsghdr*>(bytes.data());
+    const nlattr* name = find_attribute(one, 0, RDMA_NLDEV_ATTR_DEV_NAME);
+    if (name != nullptr && mnl_attr_get_str(name) == device) return contexts_in(one);
+  }
+  return std::uint64_t{0};
+}
+
+std::string verbs_file_of(const std::string& device, const std::string& sys) {
+  std::error_code ignored;
+  for (fs::directory_iterator it(fs::path(sys) / "class/infiniband_verbs", ignored), end;
+       !ignored && it != end; it.increment(ignored)) {
+    if (first_line(it->path() / "ibdev") == device)
+      return "/dev/infiniband/" + it->path().filename().string();
   }
   return {};
 }

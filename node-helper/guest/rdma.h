@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/result.h"
 #include "node-helper/guest/address.h"
 
 namespace symvirt::guest {
@@ -23,5 +24,14 @@ RdmaPort rdma_port_of(const std::string& netdev, const std::string& sys = "/sys"
 // them some time after the address was set). InfiniBand: a LID, which its subnet manager gives.
 std::string rdma_not_ready(const RdmaPort& port, const std::vector<Address>& addresses,
                            const std::string& sys = "/sys");
+
+// How many verbs contexts processes have of the device. An unplug waits for each of them, for ever
+// when its process does not know. (Queue pairs of the kernel's own are no contexts, and go by
+// themselves.)
+Result<std::uint64_t> verbs_contexts(const std::string& device);
+
+// The file that a process with a context of the device has open: "/dev/infiniband/uverbs0"; empty:
+// none.
+std::string verbs_file_of(const std::string& device, const std::string& sys = "/sys");
 
 }  // namespace symvirt::guest

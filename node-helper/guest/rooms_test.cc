@@ -7,6 +7,7 @@
 
 #include "node-helper/guest/channel.h"
 #include "node-helper/guest/clock.h"
+#include "node-helper/guest/holders.h"
 #include "node-helper/guest/rdma.h"
 #include "node-helper/guest/request_cache.h"
 #include "node-helper/guest/sockets.h"
@@ -157,6 +158,30 @@ TEST_F(Rdma, APortIsReadyWhenActiveWithItsNumbers) {
             "rxe_eth0 port 1 has no GID for 10.78.0.101 yet");
   write(gids + "1", "0000:0000:0000:0000:0000:ffff:0a4e:0065\n");
   EXPECT_EQ(not_ready({"rxe_eth0", 1}, {"10.78.0.101", "fe80::5054:ff:fe78:1"}), "");
+}
+
+TEST_F(Rdma, WhoHasAContextHasItsFileOpenOrMapped) {
+  write("sys/class/infiniband_verbs/uverbs0/ibdev", "mlx5_0\n");
+  write("sys/class/infiniband_verbs/uverbs1/ibdev", "rxe_eth0\n");
+  EXPECT_EQ(verbs_file_of("rxe_eth0", path / "sys"), "/dev/infiniband/uverbs1");
+  EXPECT_EQ(verbs_file_of("rxe_eth1", path / "sys"), "");
+  for (const char* pid : {"11", "12", "13", "self"}) {
+    write(std::string("proc/") + pid + "/comm", std::string("program") + pid + "\n");
+    fs::create_directories(path / "proc" / pid / "fd");
+  }
+  fs::create_symlink("/dev/infiniband/uverbs1", path / "proc/11/fd/3");
+  fs::create_symlink("/dev/infiniband/uverbs0", path / "proc/12/fd/3");
+  write("proc/12/maps", "7f00-7f01 rw-s 00001000 00:05 90      /dev/infiniband/uverbs10\n");
+  write("proc/13/maps",
+        "7f00-7f01 r-xp 00000000 fe:00 7      /lib/libibverbs.so.1\n"
+        "7f02-7f03 rw-s 00001000 00:05 91      /dev/infiniband/uverbs1\n");
+  const auto found = list_verbs_holders({{"/dev/infiniband/uverbs1", "rxe_eth0"}}, path / "proc");
+  ASSERT_TRUE(found);
+  std::map<std::int32_t, std::string> who;
+  for (const Holder& holder : *found) who[holder.pid] = holder.name + ": " + holder.what;
+  EXPECT_EQ(who,
+            (std::map<std::int32_t, std::string>{{11, "program11: a verbs context of rxe_eth0"},
+                                                 {13, "program13: a verbs context of rxe_eth0"}}));
 }
 
 using StateFile = Folder;

@@ -62,7 +62,10 @@ connect() {
     net switch ip link del "$name-$nic" 2>/dev/null || true
     net switch ip link add "$name-$nic" type veth peer name "up-$nic" netns "$pid"
     net switch ip link set "$name-$nic" master "br-$nic" up
-    net "$name" ip link add "br-$nic" type bridge stp_state 0 forward_delay 0
+    # With an address of its own: else a bridge takes the lowest of its ports', and that was now and then (a random fe:...) the one of a
+    # guest's tap, which is the same on the two hosts of a migration: they no longer reached each other.
+    net "$name" ip link add "br-$nic" address "$(printf '02:00:00:%s:00:%02x' "$([ $nic = mgt ] && echo 77 || echo 78)" "${address##*.}")" \
+      type bridge stp_state 0 forward_delay 0
     net "$name" ip link set "up-$nic" master "br-$nic" up
     net "$name" ip link set "br-$nic" up
   done
