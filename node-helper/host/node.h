@@ -115,6 +115,9 @@ class Node {
                        Deadline deadline, std::chrono::milliseconds ask_again);
   Status attach_slot(const std::string& vm, const Reservation& slot, int index, const VmLook& look,
                      const PassthroughDevice& device, Deadline deadline, bool& attached);
+  // "device mlx5_0 of hv1 (slot ib0)", as far as that is on record.
+  std::string device_named(const std::string& vm, const std::string& slot) const;
+  std::string device_of_alias(const std::string& vm, const std::string& alias) const;
   // node_unplugs.cc
   Status set_unplugs(const std::string& vm, const std::vector<std::string>& aliases);
   void unplug_decided(const std::string& vm, const std::string& alias);

@@ -34,11 +34,6 @@ std::string made_up_mac(const std::string& vm, const std::string& slot) {
                      h >> 8 & 0xff, h & 0xff);
 }
 
-std::string slot_of(const std::string& alias) {
-  const auto part = parse_alias(alias);
-  return "slot " + (part ? part->slot : alias);
-}
-
 // What the guest has met in that slot; empty: nothing yet.
 std::string model_in(const LiveDomain& domain, const std::string& slot) {
   const auto known = domain.models.find(slot);
@@ -54,6 +49,20 @@ bool fits_guest(const DeviceConfig& device, const std::string& model,
 }
 
 }  // namespace
+
+std::string Node::device_named(const std::string& vm, const std::string& slot) const {
+  const VmRecord record = store_.vm(vm);
+  for (const Reservation& r : record.slots) {
+    if (r.slot == slot)
+      return fmt::format("device {} of {} (slot {})", r.device, config_.host, slot);
+  }
+  return fmt::format("the device in slot {}", slot);
+}
+
+std::string Node::device_of_alias(const std::string& vm, const std::string& alias) const {
+  const auto part = parse_alias(alias);
+  return part ? device_named(vm, part->slot) : alias;
+}
 
 Node::Inventory Node::inventory() const {
   Inventory all;
@@ -240,8 +249,10 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
       if (stopping_) return Error{Code::kUnavailable, "noded is ending"};
     }
     if (!refused.empty()) {
-      return Error{Code::kRefused, fmt::format("{}: the guest refuses to give up the device in {}",
-                                               vm, slot_of(refused))};
+      return Error{Code::kRefused,
+                   fmt::format("{}: the guest refuses to give up {}; what in it holds the "
+                               "device? its kernel's log may say",
+                               vm, device_of_alias(vm, refused))};
     }
     auto look = hypervisor_.look(vm, deadline);
     if (look) left.clear();
@@ -252,9 +263,10 @@ Status Node::wait_detached(const std::string& vm, const std::vector<std::string>
     if (look && left.empty()) return {};
     if (deadline.expired()) {
       return Error{Code::kDeadline,
-                   fmt::format("{}: the guest has not given up the device in {} in time, and still "
-                               "may; is it booting, or does something in it hold the device?",
-                               vm, slot_of(left.front()))};
+                   fmt::format("{}: the guest has not given up {} in time, and still may (then it "
+                               "gets it back); is it booting, or does something in it hold the "
+                               "device?",
+                               vm, device_of_alias(vm, left.front()))};
     }
     if (std::chrono::steady_clock::now() - asked < ask_again) continue;
     asked = std::chrono::steady_clock::now();
@@ -294,9 +306,9 @@ Result<json> Node::device_detach(const RpcRequest& request, const OperationLog::
   if (look->state == VmState::kPaused) {
     // libvirt would say yes, and the device would go whenever the guest runs again.
     return Error{Code::kPrecondition,
-                 fmt::format("{}: is suspended, and only a running guest can give up the device in "
-                             "slot {}; vm.resume comes first",
-                             vm, *slots.begin())};
+                 fmt::format("{}: is suspended, and only a running guest can give up {}; vm.resume "
+                             "comes first",
+                             vm, device_named(vm, *slots.begin()))};
   }
   // Before the asking, since noded may be killed after it.
   if (Status s = set_unplugs(vm, aliases); !s) return s.error();

@@ -91,10 +91,9 @@ void Node::settle_unplugs(const std::string& vm) {
       unplug_decided(vm, alias);  // not ours to give any more
       continue;
     }
-    log_warning(
-        fmt::format("{}: the guest has given up the device in slot {} when nobody waited "
-                    "for it any more; it gets it back",
-                    vm, slot->slot));
+    log_warning(fmt::format(
+        "{}: the guest has given up {} when nobody waited for it any more; it gets it back", vm,
+        device_named(vm, slot->slot)));
     bool attached = false;
     Status s = attach_slot(vm, *slot, static_cast<int>(slot - record.slots.begin()), *look,
                            devices.at(slot->device), deadline, attached);

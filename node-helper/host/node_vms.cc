@@ -275,13 +275,13 @@ Result<json> Node::vm_migrate(const RpcRequest& request, const OperationLog::Pro
   auto look = look_here(vm, request.deadline);
   if (!look) return look.error();
   std::string holds;
-  if (!look->domain.parts.empty()) holds = "slot " + look->domain.parts.front().slot;
-  if (!look->domain.foreign_blockers.empty()) holds = look->domain.foreign_blockers.front();
+  if (!look->domain.parts.empty()) holds = device_named(vm, look->domain.parts.front().slot);
+  if (!look->domain.foreign_blockers.empty())
+    holds = "the device " + look->domain.foreign_blockers.front();
   if (!holds.empty()) {
     return Error{
         Code::kPrecondition,
-        fmt::format("{}: cannot move while it has the device {}; device.detach comes first", vm,
-                    holds)};
+        fmt::format("{}: cannot move while it has {}; device.detach comes first", vm, holds)};
   }
   if (look->migrating) return Error{Code::kPrecondition, fmt::format("{}: is moving already", vm)};
   const std::int64_t memory = look->domain.memory_bytes;
