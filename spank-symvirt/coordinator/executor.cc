@@ -122,7 +122,7 @@ struct Executor::Impl : std::enable_shared_from_this<Executor::Impl> {
 // The Slurm half of release. In order of harm: nobody's job is told that it moved before its old
 // launcher has ended.
 void Executor::finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
-                              const ReleaseWork& work, const json& limits) {
+                              const ReleaseWork& work, const std::vector<TimeLimit>& limits) {
   for (const std::string& tag : work.tags) {
     if (Status s = slurm.cancel_launchers(tag, slurm_deadline()); !s)
       return impl.failed(reply, s.error());
@@ -136,9 +136,10 @@ void Executor::finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
       return impl.failed(reply, s.error());
   }
   for (std::uint32_t job : work.noted) {
-    const auto minutes = static_cast<std::uint32_t>(number_of(limits, std::to_string(job).c_str()));
-    if (minutes > 0) {
-      Status s = slurm.set_time_limit(job, minutes, slurm_deadline());
+    auto limit = std::find_if(limits.begin(), limits.end(),
+                              [&](const TimeLimit& l) { return l.job == job && l.minutes > 0; });
+    if (limit != limits.end()) {
+      Status s = slurm.set_time_limit(job, limit->minutes, slurm_deadline());
       if (!s && s.error().unknown_effect()) return impl.failed(reply, s.error());
       if (!s) log_warning(s.error().message);  // the job may have ended meanwhile
     }
@@ -336,12 +337,12 @@ void Executor::work_out_limits(const Transaction& tx, std::vector<std::uint32_t>
                 minutes = pause_minutes(tx)](SlurmApi& slurm) {
     auto list = slurm.poll_jobs(slurm_deadline());
     if (!list) return impl->failed(reply, list.error());
-    json limits = json::object();
+    json limits = json::array();
     for (std::uint32_t id : jobs) {
       auto job =
           std::find_if(list->begin(), list->end(), [&](const JobInfo& j) { return j.id == id; });
       const bool limited = job != list->end() && job->time_limit_min > 0;
-      limits[std::to_string(id)] = limited ? job->time_limit_min + minutes : 0;
+      limits.push_back({{"job", id}, {"minutes", limited ? job->time_limit_min + minutes : 0}});
     }
     impl->done(reply, json{{"time_limits", std::move(limits)}});
   });
@@ -358,7 +359,8 @@ void Executor::release(const Context& c, const Event& reply) {
 }
 
 void Executor::give_back(Impl& i, std::size_t next, const Event& reply,
-                         std::shared_ptr<const ReleaseWork> work, const json& limits) {
+                         std::shared_ptr<const ReleaseWork> work,
+                         const std::vector<TimeLimit>& limits) {
   auto impl = i.shared_from_this();
   if (next == work->calls.size()) {
     return impl->slurm([impl, reply, work, limits](SlurmApi& slurm) {

@@ -57,9 +57,10 @@ class Executor {
   void release(const Context& c, const Event& reply);
   void work_out_limits(const Transaction& tx, std::vector<std::uint32_t> jobs, const Event& reply);
   static void give_back(Impl& impl, std::size_t next, const Event& reply,
-                        std::shared_ptr<const ReleaseWork> work, const nlohmann::json& limits);
+                        std::shared_ptr<const ReleaseWork> work,
+                        const std::vector<TimeLimit>& limits);
   static void finish_release(Impl& impl, SlurmApi& slurm, const Event& reply,
-                             const ReleaseWork& work, const nlohmann::json& limits);
+                             const ReleaseWork& work, const std::vector<TimeLimit>& limits);
 
   std::shared_ptr<Impl> impl_;
 };

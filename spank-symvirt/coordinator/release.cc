@@ -77,7 +77,9 @@ std::vector<std::uint32_t> limits_to_work_out(const Transaction& tx, const Relea
   std::vector<std::uint32_t> jobs;
   if (pause_ns(tx) == 0) return jobs;
   for (std::uint32_t job : work.noted) {
-    if (!tx.time_limits.contains(std::to_string(job))) jobs.push_back(job);
+    const bool known = std::any_of(tx.time_limits.begin(), tx.time_limits.end(),
+                                   [&](const TimeLimit& l) { return l.job == job; });
+    if (!known) jobs.push_back(job);
   }
   return jobs;
 }

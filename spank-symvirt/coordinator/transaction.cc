@@ -319,12 +319,12 @@ void on_done(Transaction& tx, VmPart& vm, const Event& event) {
       vm.at = Where::kNowhere;
       break;
     case Phase::kRelease:
-      if (const auto limits = result.find("time_limits");
-          limits != result.end() && limits->is_object()) {
-        tx.time_limits.update(*limits);
-        vm.status = StepStatus::kPending;
-        vm.tries += 1;
+      for (const nlohmann::json& limit : objects_of(result, "time_limits")) {
+        tx.time_limits.push_back({static_cast<std::uint32_t>(number_of(limit, "job")),
+                                  static_cast<std::uint32_t>(number_of(limit, "minutes"))});
+        vm.status = StepStatus::kPending;  // now they can be set
       }
+      vm.tries += vm.status == StepStatus::kPending;
       break;
     case Phase::kPrepare:
     case Phase::kReady:

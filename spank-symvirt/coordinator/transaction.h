@@ -129,6 +129,11 @@ struct PhaseTime {
   std::int64_t end_ns = 0;
 };
 
+struct TimeLimit {
+  std::uint32_t job = 0;
+  std::uint32_t minutes = 0;  // 0: none
+};
+
 struct Transaction {
   std::int64_t id = 0;  // also the epoch the guests see
   TxKind kind = TxKind::kEvacuate;
@@ -148,8 +153,7 @@ struct Transaction {
   std::int64_t phase_begin_ns = 0;
   std::int64_t tried_since_ns = 0;  // patience counts from here: the phase's begin, or a restart
   std::vector<PhaseTime> times;
-  // release: job -> new time limit in minutes, 0: none. Worked out once.
-  nlohmann::json time_limits = nlohmann::json::object();
+  std::vector<TimeLimit> time_limits;  // release: of the jobs that rested; worked out once
   std::int64_t begun_ns = 0;
   std::int64_t ended_ns = 0;
   Outcome outcome = Outcome::kNone;

@@ -109,6 +109,12 @@ void fields(PhaseTime& t, F& f) {
 }
 
 template <typename F>
+void fields(TimeLimit& l, F& f) {
+  f("job", l.job);
+  f("minutes", l.minutes);
+}
+
+template <typename F>
 void fields(Error& e, F& f) {
   f("code", e.code);
   f("message", e.message);
