@@ -202,18 +202,7 @@ Result<json> Daemon::api_power(const std::string& list, bool on) {
     }
     auto record = engine_->vms().find(vm);
     if (live != nullptr || record == engine_->vms().end() || !record->second.up()) continue;
-    Transaction tx;
-    tx.kind = TxKind::kStop;
-    tx.cause = "suspend";
-    tx.policy = p_.config.policy;
-    VmPart part;
-    part.vm = vm;
-    part.vm_class = record->second.vm_class;
-    part.at = Where::kSource;
-    part.from = record->second.host;
-    part.from_job = record->second.launcher_job;
-    tx.vms.push_back(std::move(part));
-    auto id = engine_->begin(std::move(tx));
+    auto id = engine_->begin(stop_of(view(), record->second, "suspend"));
     if (!id) return id.error();
     begun.push_back(*id);
   }

@@ -1,6 +1,7 @@
 #include "spank-symvirt/coordinator/daemon.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -253,9 +254,9 @@ void Daemon::fail(const Error& error) {
 }
 
 View Daemon::view() const {
-  return View{&p_.config,      &snapshot_.nodes,         &snapshot_.jobs,
-              &engine_->vms(), &engine_->transactions(), &hosts_seen_,
-              clock_->now_ns()};
+  return View{
+      &p_.config,   &snapshot_.nodes, &snapshot_.jobs, &engine_->vms(), &engine_->transactions(),
+      &hosts_seen_, clock_->now_ns(), getuid()};
 }
 
 void Daemon::on_snapshot(Snapshot snapshot) {

@@ -15,33 +15,15 @@ bool powering_up(const View& view, const std::string& vm) {
   return node != nullptr && node->powering_up && !node->down;
 }
 
-VmPart part_of(const View& view, const std::string& vm) {
-  VmPart part;
-  part.vm = vm;
-  if (const ClassConfig* c = view.config->class_of_vm(vm)) part.vm_class = c->name;
-  return part;
-}
-
 Transaction boot(const View& view, const std::string& vm) {
   Transaction tx;
   tx.kind = TxKind::kBoot;
   tx.cause = "resume";
   tx.policy = view.config->policy;
-  VmPart part = part_of(view, vm);
+  VmPart part;
+  part.vm = vm;
+  if (const ClassConfig* c = view.config->class_of_vm(vm)) part.vm_class = c->name;
   part.wanted = part.moving = true;
-  tx.vms.push_back(std::move(part));
-  return tx;
-}
-
-Transaction stop(const View& view, const VmRecord& record) {
-  Transaction tx;
-  tx.kind = TxKind::kStop;
-  tx.cause = "resume of a node whose VM still runs";
-  tx.policy = view.config->policy;
-  VmPart part = part_of(view, record.vm);
-  part.at = Where::kSource;
-  part.from = record.host;
-  part.from_job = record.launcher_job;
   tx.vms.push_back(std::move(part));
   return tx;
 }
@@ -72,7 +54,7 @@ std::vector<Transaction> ResumeWishes::take(const View& view) {
       out.push_back(boot(view, vm));
       it = since_ns_.erase(it);
     } else if (powering_up(view, vm)) {
-      out.push_back(stop(view, view.vms->at(vm)));
+      out.push_back(stop_of(view, view.vms->at(vm), "resume of a node whose VM still runs"));
       ++it;
     } else if (view.now_ns - since_ns > kLookIsNew) {
       log_info(vm + ": runs, and Slurm does not wait for it: the resume was a late repetition");

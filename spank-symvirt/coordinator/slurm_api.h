@@ -18,6 +18,7 @@ struct NodeInfo {
   bool fail = false;
   bool down = false;
   bool allocated = false;
+  bool full = false;  // every CPU of it
   bool completing = false;
   bool powered_down = false;
   bool powering_up = false;
@@ -27,7 +28,8 @@ struct NodeInfo {
   std::string state_text;  // as sinfo prints it
   std::string reason;
   std::string partitions;
-  std::string gres;  // as configured: "hca:2"
+  std::string gres;       // as configured: "hca:2"
+  std::string gres_used;  // of those, in use by jobs
 };
 
 enum class JobState { kPending, kConfiguring, kRunning, kSuspended, kCompleting, kEnded };

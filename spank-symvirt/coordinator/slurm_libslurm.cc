@@ -93,6 +93,7 @@ NodeInfo node_from(const node_info_t& n) {
   info.fail = (s & NODE_STATE_FAIL) != 0;
   info.down = base == NODE_STATE_DOWN;
   info.idle = base == NODE_STATE_IDLE;
+  info.full = base == NODE_STATE_ALLOCATED;
   info.allocated = base == NODE_STATE_ALLOCATED || base == NODE_STATE_MIXED;
   info.completing = (s & NODE_STATE_COMPLETING) != 0;
   info.powered_down = (s & NODE_STATE_POWERED_DOWN) != 0;
@@ -102,6 +103,7 @@ NodeInfo node_from(const node_info_t& n) {
   info.state_text = state_text(info);
   info.reason = text(n.reason);
   info.gres = text(n.gres);
+  info.gres_used = text(n.gres_used);
   return info;
 }
 

@@ -468,7 +468,7 @@ std::vector<Event> overdue(const Transaction& tx, std::int64_t now_ns) {
     event.vm = vm.vm;
     event.phase = tx.phase;
     event.tries = vm.tries;
-    event.error = Error{Code::kExhausted, "no host within " + std::to_string(limit / 1000) +
+    event.error = Error{Code::kExhausted, "no host: none within " + std::to_string(limit / 1000) +
                                               " s: its launcher job is still pending; see squeue"};
     events.push_back(std::move(event));
   }

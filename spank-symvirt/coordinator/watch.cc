@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "spank-symvirt/coordinator/capacity.h"
+
 namespace symvirt {
 namespace {
 
@@ -18,16 +20,6 @@ bool contains(const std::vector<std::string>& list, const std::string& item) {
 bool leaving(const View& view, const std::string& host) {
   const NodeInfo* node = view.node(host);
   return node != nullptr && (node->drain || node->fail);
-}
-
-std::vector<const JobInfo*> jobs_on(const View& view, const std::string& vm) {
-  std::vector<const JobInfo*> list;
-  for (const JobInfo& job : *view.jobs) {
-    const bool there = job.state == JobState::kRunning || job.state == JobState::kSuspended ||
-                       job.state == JobState::kCompleting || job.state == JobState::kConfiguring;
-    if (there && contains(job.nodes, vm)) list.push_back(&job);
-  }
-  return list;
 }
 
 bool opted_out(const JobInfo& job) {
@@ -70,7 +62,7 @@ VmPart part_of(const View& view, const std::string& name, bool moves) {
   VmPart vm;
   vm.vm = name;
   vm.vm_class = record.vm_class;
-  for (const JobInfo* job : jobs_on(view, name)) vm.jobs.push_back(job->id);
+  for (const JobInfo* job : view.jobs_on(name)) vm.jobs.push_back(job->id);
   vm.wanted = vm.moving = moves;
   vm.from = record.host;
   vm.from_job = record.launcher_job;
@@ -86,7 +78,7 @@ void begin_evacuations(const View& view, const NodeInfo& host, Decisions& out,
   for (const auto& [name, record] : *view.vms) {
     if (record.host != host.name || handled.count(name) > 0 || view.live_with(name) != nullptr)
       continue;
-    const std::vector<const JobInfo*> jobs = jobs_on(view, name);
+    const std::vector<const JobInfo*> jobs = view.jobs_on(name);
     const NodeInfo* node = view.node(name);
     if (jobs.empty()) {
       if (node != nullptr && node->idle && !node->powering_down && !node->powered_down &&
@@ -127,8 +119,8 @@ void cancel_needless(const View& view, Decisions& out) {
         !by_drain || std::any_of(tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) {
           return v.moving && leaving(view, v.from);
         });
-    const bool jobs_gone = std::all_of(
-        tx.vms.begin(), tx.vms.end(), [&](const VmPart& v) { return jobs_on(view, v.vm).empty(); });
+    const bool jobs_gone = std::all_of(tx.vms.begin(), tx.vms.end(),
+                                       [&](const VmPart& v) { return view.jobs_on(v.vm).empty(); });
     if (!needed || (by_drain && jobs_gone)) {
       Decision d{Decision::Kind::kCancel};
       d.id = id;
@@ -154,67 +146,6 @@ void note_waiting(const View& view, Decisions& out) {
   }
 }
 
-int gres_count(const std::string& gres, const std::string& name) {
-  std::size_t pos = 0;
-  while (pos < gres.size()) {
-    std::size_t end = gres.find(',', pos);
-    if (end == std::string::npos) end = gres.size();
-    const std::string item = gres.substr(pos, end - pos);
-    if (item.rfind(name + ":", 0) == 0) {
-      int n = 0;
-      const std::size_t colon = item.find_last_of(':');
-      std::size_t stop = item.find('(', colon);
-      if (stop == std::string::npos) stop = item.size();
-      std::from_chars(item.data() + colon + 1, item.data() + stop, n);
-      return n;
-    }
-    pos = end + 1;
-  }
-  return 0;
-}
-
-// VM nodes must not promise more than the hosts can hold (docs/design.md, section 2).
-void keep_capacity(const View& view, Decisions& out) {
-  if (!view.config->capacity) return;
-  for (const ClassConfig& c : view.config->classes) {
-    if (c.slots.empty()) continue;
-    const std::string& gres = c.slots.front().gres;
-    int supply = -view.config->spares;
-    for (const NodeInfo& n : *view.nodes) {
-      if (n.partitions.find(view.config->hosts_partition) == std::string::npos) continue;
-      if (n.drain || n.fail || n.down || n.not_responding) continue;
-      supply += gres_count(n.gres, gres);
-    }
-    std::vector<const NodeInfo*> spare_nodes, ours_drained;
-    int promised = 0;
-    for (const std::string& vm : c.nodes) {
-      const NodeInfo* node = view.node(vm);
-      if (node == nullptr) continue;
-      if (node->drain) {
-        if (node->reason.rfind(kNoHostReason, 0) == 0) ours_drained.push_back(node);
-        if (view.up(vm)) ++promised;
-        continue;
-      }
-      if (node->down && !view.up(vm)) continue;
-      ++promised;
-      if (jobs_on(view, vm).empty() && !view.up(vm) && view.live_with(vm) == nullptr &&
-          !node->allocated)
-        spare_nodes.push_back(node);
-    }
-    while (promised > supply && !spare_nodes.empty()) {
-      out.list.push_back(
-          {Decision::Kind::kDrainNode, {}, 0, spare_nodes.back()->name, kNoHostReason});
-      spare_nodes.pop_back();
-      --promised;
-    }
-    while (promised < supply && !ours_drained.empty()) {
-      out.list.push_back({Decision::Kind::kResumeNode, {}, 0, ours_drained.back()->name, ""});
-      ours_drained.pop_back();
-      ++promised;
-    }
-  }
-}
-
 // Slurm takes the node for up, but there is no VM: somebody set its state by hand, or the VM ended
 // when nobody looked. Only powering it down brings the node back to where Slurm starts it again.
 void power_down_ghosts(const View& view, Decisions& out) {
@@ -224,9 +155,26 @@ void power_down_ghosts(const View& view, Decisions& out) {
       if (node == nullptr || !node->idle || node->powered_down || node->powering_down ||
           node->powering_up)
         continue;
-      if (view.up(vm) || view.live_with(vm) != nullptr || !jobs_on(view, vm).empty()) continue;
+      if (view.up(vm) || view.live_with(vm) != nullptr || !view.jobs_on(vm).empty()) continue;
       out.list.push_back(
           {Decision::Kind::kPowerDown, {}, 0, vm, "symvirt: Slurm has it up, but its VM is off"});
+    }
+  }
+}
+
+// A boot that was cancelled when its VM was up already: nobody wants that VM. (Its next transaction
+// makes the record another one.)
+void stop_cancelled_boots(const View& view, Decisions& out) {
+  for (const auto& [id, tx] : *view.transactions) {
+    if (!tx.ended() || tx.kind != TxKind::kBoot || !tx.cancel_requested) continue;
+    for (const VmPart& vm : tx.vms) {
+      auto record = view.vms->find(vm.vm);
+      if (record == view.vms->end() || !record->second.up() ||
+          record->second.since_ns != tx.ended_ns || view.live_with(vm.vm) != nullptr)
+        continue;
+      out.list.push_back(
+          {Decision::Kind::kBegin,
+           stop_of(view, record->second, "its boot, " + std::to_string(id) + ", was cancelled")});
     }
   }
 }
@@ -300,6 +248,16 @@ bool View::up(const std::string& vm) const {
   return it != vms->end() && it->second.up();
 }
 
+std::vector<const JobInfo*> View::jobs_on(const std::string& vm) const {
+  std::vector<const JobInfo*> list;
+  for (const JobInfo& job : *jobs) {
+    const bool there = job.state == JobState::kRunning || job.state == JobState::kSuspended ||
+                       job.state == JobState::kCompleting || job.state == JobState::kConfiguring;
+    if (there && contains(job.nodes, vm)) list.push_back(&job);
+  }
+  return list;
+}
+
 const Transaction* View::live_with(const std::string& vm) const {
   for (const auto& [id, tx] : *transactions) {
     if (!tx.ended() && tx.find(vm) != nullptr) return &tx;
@@ -316,7 +274,7 @@ Result<Transaction> plan_evacuation(const View& view, const std::set<std::string
   for (bool grown = true; grown;) {
     grown = false;
     for (const std::string& vm : std::set<std::string>(set)) {
-      for (const JobInfo* job : jobs_on(view, vm)) {
+      for (const JobInfo* job : view.jobs_on(vm)) {
         if (!jobs.insert(job->id).second) continue;
         if (job->state == JobState::kCompleting)
           return Error{Code::kPrecondition, fmt::format("job {} is completing", job->id)};
@@ -362,6 +320,21 @@ Result<Transaction> plan_evacuation(const View& view, const std::set<std::string
   return tx;
 }
 
+Transaction stop_of(const View& view, const VmRecord& record, const std::string& cause) {
+  Transaction tx;
+  tx.kind = TxKind::kStop;
+  tx.cause = cause;
+  tx.policy = view.config->policy;
+  VmPart part;
+  part.vm = record.vm;
+  part.vm_class = record.vm_class;
+  part.at = Where::kSource;
+  part.from = record.host;
+  part.from_job = record.launcher_job;
+  tx.vms.push_back(std::move(part));
+  return tx;
+}
+
 Decisions decide(const View& view) {
   Decisions out;
   std::set<std::string> handled;
@@ -376,6 +349,7 @@ Decisions decide(const View& view) {
   for (const NodeInfo& node : *view.nodes) {
     if (node.drain || node.fail) begin_evacuations(view, node, out, handled);
   }
+  stop_cancelled_boots(view, out);
   power_down_ghosts(view, out);
   keep_capacity(view, out);
   return out;

@@ -33,10 +33,12 @@ struct View {
   const std::map<std::string, HostSeen>* hosts =
       nullptr;  // what each host said last; may be incomplete
   std::int64_t now_ns = 0;
+  std::uint32_t own_uid = 0;  // who submits launcher jobs
 
   const NodeInfo* node(const std::string& name) const;  // nullptr: Slurm does not know it
   bool up(const std::string& vm) const;
   const Transaction* live_with(const std::string& vm) const;
+  std::vector<const JobInfo*> jobs_on(const std::string& vm) const;  // that have begun
 };
 
 struct Decision {
@@ -71,6 +73,9 @@ Decisions decide(const View& view);
 Result<Transaction> plan_evacuation(const View& view, const std::set<std::string>& moving,
                                     const std::string& cause);
 
+Transaction stop_of(const View& view, const VmRecord& record, const std::string& cause);
+
+// Of nodes that the capacity rule drained, and (with ": ...") of those whose boot found no host.
 inline constexpr const char* kNoHostReason = "symvirt: no host";
 inline constexpr const char* kDrainCause = "drain of ";
 

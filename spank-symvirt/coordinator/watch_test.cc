@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "spank-symvirt/coordinator/capacity.h"
 #include "tests/fakes/fake_world.h"
 
 namespace symvirt {
@@ -240,6 +241,167 @@ TEST(Watch, SurplusVmNodesAreDrainedAndComeBack) {
   auto resumed = w.of(Decision::Kind::kResumeNode);
   ASSERT_EQ(resumed.size(), 1u);
   EXPECT_EQ(resumed[0].node, drained[0].node);
+}
+
+// Three hosts with two devices each, all VMs off.
+struct PoolAtRest : World {
+  PoolAtRest() {
+    jobs.clear();
+    vms.clear();
+    for (const char* vm : {"v1", "v2"}) {
+      node(vm).allocated = false;
+      node(vm).powered_down = true;
+    }
+  }
+  // Everything of a host but `left` is taken by somebody's job.
+  void take(const std::string& host, int left) {
+    const int used = gres_count(node(host).gres, "hca") - left;
+    node(host).gres_used = used == 0 ? "hca:0" : "hca:" + std::to_string(used) + "(IDX:0,1)";
+  }
+  std::vector<std::string> names(Decision::Kind kind) {
+    std::vector<std::string> list;
+    for (const Decision& d : of(kind)) list.push_back(d.node);
+    return list;
+  }
+  void carry_out() {
+    for (const Decision& d : decide().list) {
+      const bool drains = d.kind == Decision::Kind::kDrainNode;
+      if (!drains && d.kind != Decision::Kind::kResumeNode) continue;
+      node(d.node).drain = drains;
+      node(d.node).down = false;
+      node(d.node).reason = drains ? d.reason : "";
+    }
+  }
+};
+
+using Names = std::vector<std::string>;
+
+TEST(Capacity, HostsThatOthersKeepBusyPromiseNothing) {
+  PoolAtRest w;
+  for (const char* host : {"hv1", "hv2", "hv3"}) w.take(host, 0);
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode), (Names{"v2", "v1"}));
+  w.carry_out();
+  EXPECT_TRUE(w.decide().list.empty());
+  w.take("hv2", 1);
+  EXPECT_EQ(w.names(Decision::Kind::kResumeNode), Names{"v2"});
+  w.carry_out();
+  EXPECT_TRUE(w.decide().list.empty());
+  w.take("hv2", 2);
+  EXPECT_EQ(w.names(Decision::Kind::kResumeNode), Names{"v1"});
+}
+
+TEST(Capacity, WhatOurLaunchersHoldIsNoForeignUse) {
+  PoolAtRest w;
+  for (const char* host : {"hv1", "hv2", "hv3"}) w.take(host, 0);
+  w.node("hv1").full = true;  // by our two launchers
+  for (const char* vm : {"v1", "v2"}) {
+    JobInfo launcher;
+    launcher.id = 90;
+    launcher.state = JobState::kRunning;
+    launcher.comment = std::string("symvirt:3:") + vm + ":1";
+    launcher.nodes = {"hv1"};
+    w.jobs.push_back(launcher);
+  }
+  EXPECT_TRUE(w.decide().list.empty());
+  w.jobs.back().state = JobState::kEnded;
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode).size(), 1u);
+  w.jobs.back().state = JobState::kRunning;
+  w.jobs.back().uid = 2000;  // anybody may write that
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode).size(), 1u);
+  w.jobs.back().uid = 0;
+  w.jobs.back().comment = "symvirt:3";
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode).size(), 1u);
+}
+
+TEST(Capacity, DevicesOfAHostWithoutFreeCpusAreOutOfReach) {
+  PoolAtRest w;
+  w.node("hv1").full = w.node("hv2").full = true;
+  w.take("hv3", 1);
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode), Names{"v2"});
+}
+
+TEST(Capacity, AVmOfTwoSlotsTakesTwo) {
+  PoolAtRest w;
+  w.config.classes[0].slots.push_back(w.config.classes[0].slots[0]);
+  w.take("hv1", 0);
+  w.take("hv2", 1);
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode), Names{"v2"});
+  w.carry_out();
+  EXPECT_TRUE(w.decide().list.empty()) << "one device does not bring it back";
+  w.take("hv2", 2);
+  EXPECT_EQ(w.names(Decision::Kind::kResumeNode), Names{"v2"});
+}
+
+TEST(Capacity, AGresOfTwoClassesIsPromisedOnce) {
+  PoolAtRest w;
+  ClassConfig large = w.config.classes[0];
+  large.name = "large";
+  large.nodes = {"w1"};
+  w.config.classes.push_back(large);
+  NodeInfo n = w.node("v1");
+  n.name = "w1";
+  w.nodes.push_back(n);
+  w.node("hv1").drain = true;
+  w.take("hv2", 1);
+  w.take("hv3", 1);
+  EXPECT_EQ(w.names(Decision::Kind::kDrainNode), Names{"w1"});
+  w.carry_out();
+  EXPECT_TRUE(w.decide().list.empty());
+  w.take("hv3", 2);
+  EXPECT_EQ(w.names(Decision::Kind::kResumeNode), Names{"w1"});
+  w.config.spares = 1;
+  EXPECT_TRUE(w.decide().list.empty());
+}
+
+TEST(Capacity, ANodeWhoseBootFoundNoHostComesBack) {
+  PoolAtRest w;
+  for (const char* host : {"hv1", "hv2", "hv3"}) w.take(host, 0);
+  w.node("v1").down = w.node("v2").down = true;
+  w.node("v1").reason = std::string(kNoHostReason) + ": none within 180 s";
+  w.node("v2").reason = "symvirt: v2: attach failed";
+  EXPECT_TRUE(w.decide().list.empty());
+  w.take("hv3", 1);
+  EXPECT_EQ(w.names(Decision::Kind::kResumeNode), Names{"v1"});
+  w.node("v1").powering_down = true;
+  EXPECT_TRUE(w.decide().list.empty()) << "Slurm is not done with it";
+}
+
+TEST(Capacity, CountsAreReadAsSlurmPrintsThem) {
+  EXPECT_EQ(gres_count("hca:2", "hca"), 2);
+  EXPECT_EQ(gres_count("hca:2(S:0-1)", "hca"), 2);
+  EXPECT_EQ(gres_count("fpga:1(IDX:0),hca:3(IDX:0,2-3)", "hca"), 3);
+  EXPECT_EQ(gres_count("hca:ib:1(S:0),hca:eth:2(S:1)", "hca"), 3);
+  EXPECT_EQ(gres_count("hca:ib:1(S:0),hca:eth:2(S:1)", "hca:eth"), 2);
+  EXPECT_EQ(gres_count("hca:0", "hca"), 0);
+  EXPECT_EQ(gres_count("hca2:4,", "hca"), 0);
+  EXPECT_EQ(gres_count("", "hca"), 0);
+}
+
+TEST(Watch, AVmWhoseBootWasCancelledTooLateIsStopped) {
+  World w;
+  w.jobs.erase(w.jobs.begin());
+  Transaction boot;
+  boot.id = 3;
+  boot.kind = TxKind::kBoot;
+  boot.phase = Phase::kEnd;
+  boot.outcome = Outcome::kDone;
+  boot.ended_ns = 70;
+  boot.vms.resize(1);
+  boot.vms[0].vm = "v1";
+  w.transactions[3] = boot;
+  w.vms["v1"].since_ns = 70;
+  EXPECT_TRUE(w.of(Decision::Kind::kBegin).empty()) << "nobody cancelled it";
+  w.transactions[3].cancel_requested = true;
+  auto begun = w.of(Decision::Kind::kBegin);
+  ASSERT_EQ(begun.size(), 1u);
+  EXPECT_EQ(begun[0].tx.kind, TxKind::kStop);
+  ASSERT_EQ(begun[0].tx.vms.size(), 1u);
+  EXPECT_EQ(begun[0].tx.vms[0].from, "hv1");
+  EXPECT_EQ(begun[0].tx.vms[0].from_job, 50u);
+  w.vms["v1"].since_ns = 90;  // of a later transaction: somebody wanted it after all
+  EXPECT_TRUE(w.of(Decision::Kind::kBegin).empty());
+  w.vms.erase("v1");
+  EXPECT_TRUE(w.of(Decision::Kind::kBegin).empty());
 }
 
 TEST(Watch, SomebodyElsesDrainOfAVmNodeIsNotUndone) {
