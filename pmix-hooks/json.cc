@@ -1,6 +1,5 @@
 #include "pmix-hooks/json.h"
 
-
 #include "common/json_nesting.h"
 
 namespace symvirt::hooks {

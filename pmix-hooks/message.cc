@@ -10,6 +10,7 @@ namespace {
 constexpr std::uint64_t kMaxEpoch = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kMaxRound = 1'000'000;
 constexpr std::size_t kMaxReasonBytes = 256;
+constexpr std::size_t kMaxWhyBytes = 1024;
 constexpr std::uint64_t kMaxPid = 1u << 22;  // PID_MAX_LIMIT of the kernel
 
 Result<AnswerState> get_state(const Json& object) {
@@ -49,6 +50,7 @@ std::string encode_answer(const Answer& answer) {
                  {"pid", answer.pid},
                  {"state", state_name(answer.state)}};
   if (!answer.payload.empty()) object["payload"] = answer.payload;
+  if (!answer.why.empty()) object["why"] = answer.why;
   return dump(object);
 }
 
@@ -89,6 +91,11 @@ Result<Answer> parse_answer(std::string_view text) {
     Result<std::string> payload = get_string(*object, "payload");
     if (!payload) return payload.error();
     answer.payload = std::move(*payload);
+  }
+  if (object->contains("why")) {
+    Result<std::string> why = get_string(*object, "why");
+    if (!why) return why.error();
+    answer.why = why->substr(0, kMaxWhyBytes);
   }
   return answer;
 }

@@ -59,6 +59,7 @@ struct Answer {
   std::int32_t pid = 0;
   AnswerState state = AnswerState::kMore;
   std::string payload;
+  std::string why{};  // state more: what this process waits for; or empty
   bool operator==(const Answer&) const = default;
 };
 

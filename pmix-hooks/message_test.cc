@@ -24,11 +24,16 @@ TEST(Message, CommandSurvivesTheWay) {
 
 TEST(Message, AnswerSurvivesTheWay) {
   for (AnswerState state : {AnswerState::kMore, AnswerState::kRest, AnswerState::kDone}) {
-    const Answer answer{1ull << 40, 2, 4711, state, "payload"};
-    const Result<Answer> back = parse_answer(encode_answer(answer));
-    ASSERT_TRUE(back) << back.error().message;
-    EXPECT_EQ(*back, answer);
+    for (const char* why : {"", "queue pair 0x11 to 0x12: 5 sends wait"}) {
+      const Answer answer{1ull << 40, 2, 4711, state, "payload", why};
+      const Result<Answer> back = parse_answer(encode_answer(answer));
+      ASSERT_TRUE(back) << back.error().message;
+      EXPECT_EQ(*back, answer);
+    }
   }
+  const std::string long_text(100'000, 'x');
+  EXPECT_EQ(parse_answer(encode_answer({1, 1, 1, AnswerState::kMore, "", long_text}))->why.size(),
+            1024u);
 }
 
 TEST(Message, PresenceSurvivesTheWay) {
@@ -55,6 +60,7 @@ TEST(Message, EachFieldOfAnAnswerMissingOrWrongIsNamed) {
       {"pid", {0, -5, 1ll << 40, "5", nullptr}},
       {"state", {"", "resting", 1, nullptr}},
       {"payload", {1, Json::object(), true}},
+      {"why", {1, Json::object(), true}},
   };
   for (const auto& [field, values] : wrong) {
     for (const Json& value : values) {
@@ -65,7 +71,7 @@ TEST(Message, EachFieldOfAnAnswerMissingOrWrongIsNamed) {
       EXPECT_EQ(parsed.error().code, Code::kInvalidArgument);
       EXPECT_THAT(parsed.error().message, HasSubstr("'" + field + "'"));
     }
-    if (field == "payload") continue;  // the only optional one
+    if (field == "payload" || field == "why") continue;  // optional
     Json bad = good;
     bad.erase(field);
     const Result<Answer> parsed = parse_answer(dump(bad));

@@ -11,6 +11,7 @@ constexpr std::size_t kMostSlots = 64;
 constexpr std::size_t kMostAddresses = 64;
 constexpr std::size_t kMostRanks = 65536;
 constexpr std::size_t kLongestName = 128;
+constexpr std::size_t kLongestReason = 4096;
 constexpr std::uint64_t kMaxId = UINT32_MAX;
 
 JobId read_job(Fields& f) { return static_cast<JobId>(f.number("job", 1, kMaxId)); }
@@ -237,6 +238,7 @@ Result<StepAnswers> parse_step_answers(const Json& result, StepId step) {
       if (!element["payload"].is_string()) a.fail("payload", "must be a string");
       if (a.ok()) answer.payload = element["payload"].get<std::string>();
     }
+    answer.why = a.text_or("why", kLongestReason, "");
     if (!a.ok()) return a.error();
     out.answers.push_back(std::move(answer));
   }
@@ -253,7 +255,7 @@ Result<StepMembers> parse_step_members(const Json& result) {
     Fields m(element, "step.members: members");
     out.pids.push_back(static_cast<std::int32_t>(m.number("pid", 1, INT32_MAX)));
     const auto rank = m.number_or("rank", 0, kMostRanks, 0);
-    const std::string why = m.text_or("immovable", 1024, "");
+    const std::string why = m.text_or("immovable", kLongestReason, "");
     if (!m.ok()) return m.error();
     if (!why.empty())
       out.immovable.push_back(fmt::format("rank {} (pid {}): {}", rank, out.pids.back(), why));

@@ -109,6 +109,7 @@ struct RankAnswer {
   std::int32_t pid = 0;
   std::string state;  // "more", "rest", "left"; on resume also "running"
   std::optional<std::string> payload;
+  std::string why{};  // what it waits for, as it says
 };
 struct StepAnswers {
   std::vector<RankAnswer> answers;

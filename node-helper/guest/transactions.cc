@@ -76,6 +76,7 @@ struct Transactions::Job {
   };
   std::optional<Done> done;
   std::int64_t pauses_begun_ns = 0;
+  std::uint64_t rest_begun_ms = 0;  // first round of the quiesce that we saw
   Handle lease;
   bool lease_over = false;
   std::vector<Reply> gate;
@@ -145,10 +146,12 @@ void Transactions::quiesce(const RoundParams& p, Reply reply) {
   }
   if (record.at_rest != p.epoch) {
     job.pauses_begun_ns = 0;
+    job.rest_begun_ms = 0;
     record.let_go = false;
   }
   record.highest = record.at_rest = p.epoch;
   record.round = p.round;
+  if (job.rest_begun_ms == 0) job.rest_begun_ms = timers_.now_ms();
   arm_lease(job, p.lease);
   changed_();
   start_round(job, true, p, std::move(reply));
@@ -201,6 +204,35 @@ void Transactions::ask_step(bool quiesce, const Json& params, const StepInfo& st
               [this, serial, step](Result<Json> result) {
                 step_answered(step.key.job, serial, step, std::move(result));
               });
+}
+
+// Ranks say "more" for as long as it is so; it must not be for ever, as the others are held. Ended
+// here somewhat before the coordinator would, which cannot say who it was.
+Status Transactions::still_in_time(const Job& job) const {
+  const Round& round = *job.running;
+  const std::uint64_t spent = timers_.now_ms() - job.rest_begun_ms;
+  const auto limit = static_cast<std::uint64_t>(round.params.timeout.count());
+  if (!round.quiesce || spent < limit - limit / 8) return {};
+  constexpr std::size_t kNamed = 4;
+  std::vector<std::string> who;
+  for (const RankAnswer& answer : round.collected.answers) {
+    if (answer.state != "more" || answer.why.empty()) continue;
+    who.push_back(fmt::format("step {} rank {} (pid {}): {}", answer.step, answer.rank, answer.pid,
+                              answer.why));
+  }
+  const bool others = std::any_of(round.collected.answers.begin(), round.collected.answers.end(),
+                                  [](const RankAnswer& a) { return a.state == "more"; });
+  if (!others) return {};
+  std::string text =
+      who.empty()
+          ? "its ranks here wait for ranks on other VMs"
+          : join({who.begin(), who.begin() + static_cast<long>(std::min(kNamed, who.size()))},
+                 "; ");
+  if (who.size() > kNamed) text += fmt::format(" and {} more", who.size() - kNamed);
+  return Error{Code::kDeadline,
+               fmt::format("job.quiesce: job {} epoch {} round {}: not at rest after {:.1f} s: {}",
+                           job.record.job, round.params.epoch, round.params.round,
+                           static_cast<double>(spent) / 1000, text)};
 }
 
 // The connection broke but slurmstepd lives: it is either about to end, which is an answer, or its
@@ -262,6 +294,7 @@ void Transactions::round_complete(Job& job) {
                                          job.record.job, round.params.epoch, round.params.round,
                                          join(round.failures, "; "))});
   }
+  if (const Status status = still_in_time(job); !status) return finish(job, status.error());
   if (round.quiesce && round.params.round >= 2 && devices_.uses_tcp()) return wait_for_tcp(job);
   finish(job, Json());
 }

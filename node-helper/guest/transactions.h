@@ -88,6 +88,7 @@ class Transactions {
   void step_answered(JobId id, std::uint64_t serial, const StepInfo& step, Result<Json> result);
   void round_complete(Job& job);
   void wait_for_tcp(Job& job);
+  Status still_in_time(const Job& job) const;
   void finish(Job& job, Result<Json> result);
   void arm_lease(Job& job, Milliseconds lease);
   void lease_ran_out(JobId id);

@@ -448,6 +448,46 @@ TEST_F(TransactionsTest, AResumeByItselfThatFailsIsTriedAgain) {
   EXPECT_FALSE(at_rest());
 }
 
+// Every round is in time, and there is no end of them.
+TEST_F(TransactionsTest, AQuiesceThatGoesOnForTooLongNamesWhoWaitsForWhat) {
+  steps.add(7, 0);
+  const auto more = [this](const char* why) {
+    Json one = {{"rank", 3}, {"pid", 812}, {"state", "more"}, {"payload", "qpn"}};
+    if (why != nullptr) one["why"] = why;
+    steps.reply(Json{{"answers", Json::array({one})}, {"held", 0}});
+  };
+  for (std::uint32_t number = 1; number <= 2; ++number) {
+    Got got;
+    transactions.quiesce(round(5, number), got);
+    timers.advance(800ms);
+    more("queue pair 0x11 to 0x12: 5 sends wait");
+    EXPECT_TRUE(got.ok()) << got.text();
+  }
+  Got late;
+  transactions.quiesce(round(5, 3), late);
+  timers.advance(800ms);
+  more("queue pair 0x11 to 0x12: 5 sends wait");
+  EXPECT_EQ(late.code(), "DEADLINE");
+  EXPECT_EQ(late.text(),
+            "job.quiesce: job 7 epoch 5 round 3: not at rest after 2.4 s: step 0 rank 3 (pid 812): "
+            "queue pair 0x11 to 0x12: 5 sends wait");
+  Got again;
+  transactions.quiesce(round(5, 4), again);
+  more(nullptr);
+  EXPECT_EQ(again.text(),
+            "job.quiesce: job 7 epoch 5 round 4: not at rest after 2.4 s: its ranks here wait for "
+            "ranks on other VMs");
+  // Who is at rest at last is so; and another quiesce has its own time.
+  Got rested;
+  transactions.quiesce(round(5, 5), rested);
+  steps.answer("rest");
+  EXPECT_TRUE(rested.ok());
+  Got next;
+  transactions.quiesce(round(6, 1), next);
+  more(nullptr);
+  EXPECT_TRUE(next.ok()) << next.text();
+}
+
 TEST_F(TransactionsTest, StepsAreToldWhenTheDeviceStays) {
   steps.add(7, 0);
   Got got;

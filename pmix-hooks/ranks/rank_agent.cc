@@ -93,6 +93,7 @@ Answer RankAgent::answer_for(int code, const Command& command) {
                                : transport_.resume(command.epoch, command.round, command.payloads);
   if (!result.more) answer.state = quiesce ? AnswerState::kRest : AnswerState::kDone;
   answer.payload = std::move(result.payload);
+  answer.why = std::move(result.why);
   return answer;
 }
 

@@ -17,6 +17,7 @@ namespace symvirt::hooks {
 struct TransportAnswer {
   bool more = false;    // needs another round
   std::string payload;  // for the other ranks, in the next round
+  std::string why{};    // with more: what this process itself waits for, in words; or empty
 };
 
 class Transport {
@@ -56,20 +57,22 @@ class TransportPair final : public Transport {
 
   TransportAnswer quiesce(std::uint64_t epoch, std::uint32_t round, const Payloads& payloads,
                           bool device_leaves) override {
-    const bool more = silent_.quiesce(epoch, round, {}, device_leaves).more;
-    TransportAnswer answer = speaking_.quiesce(epoch, round, payloads, device_leaves);
-    answer.more = answer.more || more;
-    return answer;
+    const TransportAnswer silent = silent_.quiesce(epoch, round, {}, device_leaves);
+    return both(silent, speaking_.quiesce(epoch, round, payloads, device_leaves));
   }
   TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
                          const Payloads& payloads) override {
-    const bool more = silent_.resume(epoch, round, {}).more;
-    TransportAnswer answer = speaking_.resume(epoch, round, payloads);
-    answer.more = answer.more || more;
-    return answer;
+    const TransportAnswer silent = silent_.resume(epoch, round, {});
+    return both(silent, speaking_.resume(epoch, round, payloads));
   }
 
  private:
+  static TransportAnswer both(const TransportAnswer& silent, TransportAnswer speaking) {
+    speaking.more = speaking.more || silent.more;
+    if (speaking.why.empty()) speaking.why = silent.why;
+    return speaking;
+  }
+
   Transport& speaking_;
   Transport& silent_;
 };

@@ -130,6 +130,7 @@ std::string encode_reply(const Reply& reply, RequestKind kind) {
   for (const RoundAnswer& answer : reply.result->answers) {
     Json entry = {{"rank", answer.rank}, {"pid", answer.pid}, {"state", answer.state}};
     if (!answer.payload.empty()) entry["payload"] = answer.payload;
+    if (!answer.why.empty()) entry["why"] = answer.why;
     answers.push_back(std::move(entry));
   }
   Json result = {{"answers", std::move(answers)}};

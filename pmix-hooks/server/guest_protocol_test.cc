@@ -134,13 +134,13 @@ TEST(GuestProtocol, ReadsANodeCheck) {
 
 TEST(GuestProtocol, AnswersCarryWhatTheDocumentSays) {
   RoundResult result;
-  result.answers = {{1, 55, "rest", "pay"}, {2, 56, "left", ""}};
+  result.answers = {{1, 55, "rest", "pay"}, {2, 56, "left", ""}, {3, 57, "more", "", "a send"}};
   result.held = 1;
   EXPECT_EQ(
       Json::parse(encode_reply({"9", result}, RequestKind::kQuiesce)),
       Json::parse(
           R"({"id":"9","result":{"held":1,"answers":[{"rank":1,"pid":55,"state":"rest","payload":"pay"},
-                            {"rank":2,"pid":56,"state":"left"}]}})"));
+                            {"rank":2,"pid":56,"state":"left"},{"rank":3,"pid":57,"state":"more","why":"a send"}]}})"));
   EXPECT_FALSE(
       Json::parse(encode_reply({"9", result}, RequestKind::kResume))["result"].contains("held"));
   EXPECT_EQ(Json::parse(encode_reply({"9", Error{Code::kDeadline, "late"}}, RequestKind::kQuiesce)),

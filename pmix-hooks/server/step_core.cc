@@ -138,6 +138,7 @@ Effects StepCore::resume(RoundRequest request) {
     if (first) {
       member.answered_round = 0;
       member.payload.clear();
+      member.why.clear();
       member.more = false;
     }
     if (concerned) to_ask.push_back(pid);
@@ -205,6 +206,7 @@ Effects StepCore::answer(const Answer& answer) {
   }
   member.answered_round = round_;
   member.payload = answer.payload;
+  member.why = answer.why;
   finish_if_complete(effects);
   return effects;
 }
@@ -266,7 +268,7 @@ RoundResult StepCore::result() const {
     const char* state = "more";
     if (member.state == MemberState::kHeld || member.state == MemberState::kHolding) state = "rest";
     if (phase_ == Phase::kResume && !member.more) state = "done";
-    result.answers.push_back({member.rank, pid, state, member.payload});
+    result.answers.push_back({member.rank, pid, state, member.payload, member.why});
   }
   return result;
 }
@@ -281,6 +283,7 @@ std::string StepCore::missing() const {
     if (!text.empty()) text += ", ";
     text += "rank " + std::to_string(member.rank) + " (pid " + std::to_string(pid) + ")";
     if (member.state == MemberState::kHolding) text += " which cannot be stopped";
+    if (!member.why.empty()) text += ", which said last: " + member.why;
   }
   if (count > kNamed) text += " and " + std::to_string(count - kNamed) + " more";
   return text;

@@ -47,6 +47,7 @@ struct RoundAnswer {
   std::int32_t pid = 0;
   std::string state;  // more, rest, left; done at resume
   std::string payload;
+  std::string why{};  // state more: what it waits for, as it says
   bool operator==(const RoundAnswer&) const = default;
 };
 struct RoundResult {
@@ -111,6 +112,7 @@ class StepCore {
     MemberState state = MemberState::kRunning;
     std::uint32_t answered_round = 0;  // last round (of the phase we are in) it gave its answer for
     std::string payload;               // of that answer
+    std::string why;                   // the same
     std::string immovable;
     bool more = false;  // resume: wants another round
   };

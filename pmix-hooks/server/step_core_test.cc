@@ -66,6 +66,21 @@ TEST_F(StepCoreTest, HoldsARankOnlyAfterItsOwnAnswer) {
                                                       RoundAnswer{1, 101, "rest", "p101"}));
 }
 
+TEST_F(StepCoreTest, WhoDoesNotAnswerIsNamedWithWhatItSaidLast) {
+  core.quiesce(request("q1", 1, 1));
+  rest(100);
+  core.stopped(100);
+  const auto first = of<Reply>(core.answer({1, 1, 101, AnswerState::kMore, "x", "5 sends wait"}));
+  EXPECT_EQ(first[0].result->answers[1], (RoundAnswer{1, 101, "more", "x", "5 sends wait"}));
+  core.quiesce(request("q2", 1, 2));
+  core.stopped(100);
+  const auto replies = of<Reply>(core.deadline("q2"));
+  ASSERT_EQ(replies.size(), 1u);
+  EXPECT_EQ(replies[0].result.error().message,
+            "step.quiesce failed: epoch 1: no answer in time from rank 1 (pid 101), which said "
+            "last: 5 sends wait");
+}
+
 TEST_F(StepCoreTest, RanksAreToldWhetherTheDeviceLeaves) {
   RoundRequest stays = request("q1", 1, 1);
   stays.device_leaves = false;

@@ -197,6 +197,49 @@ TEST_F(VerbsQuiesce, ADeviceIsNotOpenedForTheFirstTimeWhileOthersRest) {
   EXPECT_TRUE(opened);
 }
 
+TEST_F(VerbsQuiesce, AProcessThatDoesNotComeToRestSaysWhatItWaitsFor) {
+  pair(IBV_QPT_RC);
+  std::vector<std::string> whys[kProcesses];
+  const auto ask = [&](Process& process, int round, const Payloads& payloads) {
+    TransportAnswer answer = process.quiesce(epoch, round, payloads);
+    EXPECT_TRUE(answer.more || answer.why.empty());
+    whys[process.host].push_back(answer.why);
+    return answer;
+  };
+  const std::string name = "queue pair 0x11 to 0x11: ";
+  p[1].receive(q[1], 1, 0, 8);
+  p[1].receive(q[1], 1, 0, 8);
+  fabric.hold_acks(true);
+  for (std::uint64_t i = 0; i < 2; ++i) EXPECT_EQ(p[0].send(q[0], i, 0, 8), 0);
+  ++epoch;
+  EXPECT_EQ(rounds(ask, 4), 5) << "came to rest";
+  EXPECT_EQ(whys[0][0], name + "2 sends wait");
+  EXPECT_EQ(whys[0][3], name + "2 sends wait, the peer has them, and does not acknowledge");
+  EXPECT_EQ(whys[1], std::vector<std::string>(4)) << "waits only for the other";
+  fabric.hold_acks(false);
+  resume();
+  for (const int i : {0, 0, 1, 1}) EXPECT_EQ(p[i].next().status, IBV_WC_SUCCESS);
+
+  whys[0].clear();
+  EXPECT_EQ(p[0].send(q[0], 3, 0, 8), 0);
+  ++epoch;
+  rounds(ask, 3);
+  EXPECT_EQ(whys[0][1], name + "1 send waits, the peer may have receives for them");
+  resume();
+  p[1].receive(q[1], 1, 0, 8);
+  EXPECT_EQ(p[0].next().wr_id, 3u);
+  EXPECT_EQ(p[1].next().wr_id, 1u);
+
+  quiesce();
+  EXPECT_TRUE(fabric.unplug(0, names[0]).nothing());
+  p[0].act();
+  const TransportAnswer reopening = p[0].resume(epoch, 1, {});
+  EXPECT_TRUE(reopening.more);
+  EXPECT_EQ(reopening.why, "no device yet in place of " + names[0]);
+  fabric.plug(0, device(0));
+  resume();
+}
+
 // Numbers are told to each other by other means; a move comes at any moment of that.
 TEST_F(VerbsQuiesce, QueuePairsMayBeConnectedAcrossAMove) {
   for (int moment = 0; moment < 5; ++moment) {

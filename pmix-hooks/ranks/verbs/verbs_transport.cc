@@ -53,7 +53,13 @@ TransportAnswer VerbsTransport::say(Stage stage, bool ok) {
   ok_ = ok;
   Statement statement = describe(*layer_, stage, ok);
   statement.stays = stays_;
-  return {true, encode(statement)};
+  return {true, encode(statement), ok ? std::string() : what_is_waited_for(*layer_, last_)};
+}
+
+TransportAnswer VerbsTransport::wait_for_arrivals(Stage stage) {
+  TransportAnswer answer = say(stage, true);
+  answer.why = what_is_waited_for(*layer_, last_);
+  return answer;
 }
 
 TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
@@ -103,7 +109,9 @@ TransportAnswer VerbsTransport::stop_sends() {
   ok_ = false;
   // Objects may still come and go: nothing is said of them.
   if (!layer_->control.close(static_cast<int>(patience_.control.count())))
-    return {true, encode(Statement{})};
+    return {true, encode(Statement{}),
+            "a verbs call that creates, changes or destroys something "
+            "has not returned"};
   // Nothing to say; and none is opened before the resume.
   if (!layer_->ever_opened) {
     stage_ = kAtRest;
@@ -121,7 +129,7 @@ TransportAnswer VerbsTransport::stop_receives(const Statements& all) {
   layer_->change_state(kRecvsHeld, 0);
   if (everyone_ok(all, kSendsStopped)) {
     if (await_arrivals(*layer_, last_, patience_)) return rest();
-    return say(kSendsStopped, true);
+    return wait_for_arrivals(kSendsStopped);
   }
   static_cast<void>(drain_sends(*layer_, {.drain = {}}));
   return say(kReceivesStopped, false);
@@ -141,7 +149,7 @@ TransportAnswer VerbsTransport::take_back(const Statements& all) {
 // Round 5. Nothing is executed any more in the whole job, so the counts are final.
 TransportAnswer VerbsTransport::resolve(const Statements& all) {
   resolve_taken_back(*layer_, all);
-  return await_arrivals(*layer_, last_, patience_) ? rest() : say(kTakenBack, true);
+  return await_arrivals(*layer_, last_, patience_) ? rest() : wait_for_arrivals(kTakenBack);
 }
 
 // After a quiesce that was given up between taking back and rest: as rounds 4 and 5 of that, in

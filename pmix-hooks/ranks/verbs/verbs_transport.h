@@ -45,6 +45,7 @@ class VerbsTransport final : public Transport {
   TransportAnswer rest();
   TransportAnswer close_down();
   TransportAnswer say(Stage stage, bool ok);
+  TransportAnswer wait_for_arrivals(Stage stage);
 
   std::function<Layer&()> find_layer_;
   const Patience patience_;
