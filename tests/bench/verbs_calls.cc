@@ -17,21 +17,20 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kBatch =
     64;  // calls between two looks at the clock; also how much work is outstanding at most
-constexpr int kUdRoom = 40;
+constexpr std::uint32_t kBytes = 64;
 enum WayName { kDirect, kBefore, kAfter, kWays };
 constexpr const char* kNames[kWays] = {"direct", "before", "after"};
 
-// One way to the provider, with objects of its own, and work requests that are ready to be posted.
+// One way to the provider, with objects of its own.
 struct Way {
   Process process;
   ibv_qp* connected = nullptr;
   ibv_qp* datagrams = nullptr;
   ibv_qp* consumer = nullptr;
   ibv_ah* ah = nullptr;
-  ibv_sge element{};
-  ibv_send_wr write{};
-  ibv_send_wr datagram{};
-  ibv_recv_wr receive{};
+  std::uint64_t local = 0, remote = 0;
+  std::uint32_t lkey = 0, rkey = 0;
+  std::uint64_t posted = 0;
 
   Way(testing::Fabric& fabric, const RealVerbs& under, int host)
       : process(fabric, under, host, host != kDirect) {
@@ -54,7 +53,8 @@ struct Way {
     ah = e.v.create_ah(e.pd, &path);
     for (ibv_qp* qp : unused) e.v.destroy_qp(qp);
     e.qps.erase(e.qps.begin(), e.qps.begin() + static_cast<std::ptrdiff_t>(unused.size()));
-    prepare(e);
+    local = e.address(0), remote = e.address(4096);
+    lkey = e.mr->lkey, rkey = e.mr->rkey;
   }
   ~Way() {
     process.act();
@@ -63,33 +63,46 @@ struct Way {
   Way(const Way&) = delete;
   Way& operator=(const Way&) = delete;
 
-  void prepare(const testing::Endpoint& e) {
-    element = {e.address(0), 64 + kUdRoom, e.mr->lkey};
-    write.sg_list = datagram.sg_list = receive.sg_list = &element;
-    write.num_sge = datagram.num_sge = receive.num_sge = 1;
-    write.send_flags = datagram.send_flags = IBV_SEND_SIGNALED;
-    write.opcode = IBV_WR_RDMA_WRITE;
-    write.wr.rdma.remote_addr = e.address(4096);
-    write.wr.rdma.rkey = e.mr->rkey;
-    datagram.opcode = IBV_WR_SEND;
-    datagram.wr.ud = {ah, datagrams->qp_num, 0x1234};
-  }
-
+  // Requests are made anew for each call, as applications do.
+  ibv_sge element() const { return {local, kBytes, lkey}; }
   int post_write() {
+    ibv_sge sge = element();
+    ibv_send_wr wr;
+    wr.wr_id = ++posted;
+    wr.next = nullptr;
+    wr.sg_list = &sge;
+    wr.num_sge = 1;
+    wr.opcode = IBV_WR_RDMA_WRITE;
+    wr.send_flags = IBV_SEND_SIGNALED;
+    wr.wr.rdma.remote_addr = remote;
+    wr.wr.rdma.rkey = rkey;
     ibv_send_wr* bad = nullptr;
-    return ibv_post_send(connected, &write, &bad);
+    return ibv_post_send(connected, &wr, &bad);
   }
   int post_datagram() {
+    ibv_sge sge = element();
+    ibv_send_wr wr;
+    wr.wr_id = ++posted;
+    wr.next = nullptr;
+    wr.sg_list = &sge;
+    wr.num_sge = 1;
+    wr.opcode = IBV_WR_SEND;
+    wr.send_flags = IBV_SEND_SIGNALED;
+    wr.wr.ud = {ah, datagrams->qp_num, 0x1234};
     ibv_send_wr* bad = nullptr;
-    return ibv_post_send(datagrams, &datagram, &bad);
+    return ibv_post_send(datagrams, &wr, &bad);
   }
   int post_receive() {
+    ibv_sge sge = element();
+    ibv_recv_wr wr{++posted, nullptr, &sge, 1};
     ibv_recv_wr* bad = nullptr;
-    return ibv_post_recv(connected, &receive, &bad);
+    return ibv_post_recv(connected, &wr, &bad);
   }
   int post_shared_receive() {
+    ibv_sge sge = element();
+    ibv_recv_wr wr{++posted, nullptr, &sge, 1};
     ibv_recv_wr* bad = nullptr;
-    return ibv_post_srq_recv(process.end->srq, &receive, &bad);
+    return ibv_post_srq_recv(process.end->srq, &wr, &bad);
   }
   int poll() {
     ibv_wc wc;
@@ -228,8 +241,7 @@ bool goes_the_way(Way& way, bool carried) {
   ibv_wc wc{};
   bool good = way.post_write() == 0;
   const NullWork work = null_queue.last();
-  good = good && (work.lkey != way.element.lkey) == carried &&
-         (work.rkey != way.write.wr.rdma.rkey) == carried;
+  good = good && (work.lkey != way.lkey) == carried && (work.rkey != way.rkey) == carried;
   good = good && (work.qp_number != way.connected->qp_num) == carried;
   good =
       good && ibv_poll_cq(way.process.end->cq, 1, &wc) == 1 && wc.qp_num == way.connected->qp_num;
@@ -237,9 +249,8 @@ bool goes_the_way(Way& way, bool carried) {
   good = good && (null_queue.last().remote_number != way.datagrams->qp_num) == carried &&
          way.poll() == 1;
   way.consume_shared();
-  way.receive.wr_id = 77;
   good = good && way.post_shared_receive() == 0 && ibv_poll_cq(way.process.end->cq, 1, &wc) == 1;
-  good = good && wc.wr_id == 77 && wc.qp_num == way.consumer->qp_num;
+  good = good && wc.wr_id == way.posted && wc.qp_num == way.consumer->qp_num;
   return good && way.poll() == 0;
 }
 

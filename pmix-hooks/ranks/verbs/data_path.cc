@@ -3,15 +3,24 @@
 //
 // Each enters the gate (gate.h), looks at one word, and passes through. What it leaves behind for a
 // quiesce: posted work in the queue's log, completions counted per queue pair.
+//
+// Each call is there twice. The first is for what nearly always is: the thread is known, nothing is
+// held, and the object's lock is biased to the thread. Everything else, and the waiting, is in
+// ..._slowly.
 #include <cerrno>
+#include <mutex>
 
 #include "pmix-hooks/ranks/verbs/layer.h"
+#include "pmix-hooks/ranks/verbs/translate.h"
 
 namespace symvirt::hooks::verbs {
 namespace {
 
-constexpr int kBatch = 16;
 constexpr int kBatchSges = 64;
+constexpr int kFewSges = 4;
+
+#define SYMVIRT_INLINE __attribute__((always_inline)) inline
+#define SYMVIRT_COLD __attribute__((noinline, cold))
 
 using Taken = BiasedLock::Taken;
 
@@ -33,13 +42,52 @@ int post_send_translated(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad) {
   return error;
 }
 
-int post_send(ibv_qp* pub, ibv_send_wr* wr, ibv_send_wr** bad) noexcept {
-  VQp& qp = *of(pub);
+// The same for a single request, which most are: past the log.
+int post_one_translated(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad) {
+  ibv_sge sges[kFewSges];
+  ibv_send_wr real;
+  real.wr_id = wr->wr_id;
+  real.next = nullptr;
+  real.sg_list = sges;
+  copy_send_body(real, *wr);
+  real.send_flags = as_written(wr->send_flags);
+  translate_target(qp, real);
+  if ((wr->send_flags & IBV_SEND_INLINE) != 0) {
+    real.sg_list = wr->sg_list;
+  } else {
+    translate_keys(qp.context->lkeys.get(), wr->sg_list, wr->num_sge, sges);
+  }
+  ibv_send_wr* refused = nullptr;
+  const int error = qp.real->context->ops.post_send(qp.real, &real, &refused);
+  if (__builtin_expect(error != 0, 0)) {
+    *bad = wr;
+    return error;
+  }
+  qp.sends.append(*wr);
+  qp.sends.real = qp.sends.head;
+  return 0;
+}
+
+// Inside an operation, with the queue's lock.
+SYMVIRT_INLINE int post_send_now(VQp& qp, std::uint32_t state, ibv_send_wr* wr, ibv_send_wr** bad) {
+  qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
+  if (__builtin_expect((state | qp.translate) != 0, 0)) {
+    if (wr->next == nullptr && wr->num_sge <= kFewSges) return post_one_translated(qp, wr, bad);
+    return post_send_translated(qp, wr, bad);
+  }
+  const int error = qp.real->context->ops.post_send(qp.real, wr, bad);
+  const ibv_send_wr* const end = __builtin_expect(error == 0, 1) ? nullptr : *bad;
+  for (const ibv_send_wr* w = wr; w != end; w = w->next) qp.sends.append(*w);
+  qp.sends.real = qp.sends.head;
+  return error;
+}
+
+SYMVIRT_COLD int post_send_slowly(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad) {
   ThreadSlot* const slot = this_thread();
   while (true) {
     enter(slot);
     const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
-    if (__builtin_expect((state & (kSendsHeld | kForked)) != 0, 0)) {
+    if ((state & (kSendsHeld | kForked)) != 0) {
       leave(slot);
       if ((state & kForked) != 0) return refused_in_child();
       bool again = false;
@@ -48,46 +96,77 @@ int post_send(ibv_qp* pub, ibv_send_wr* wr, ibv_send_wr** bad) noexcept {
       continue;
     }
     const Taken taken = qp.send_lock.lock(slot);
-    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
-    qp.sends.retire(qp.sends_completed.load(std::memory_order_acquire));
-    int error = 0;
-    if (__builtin_expect((state | qp.translate) == 0, 1)) {
-      error = qp.real->context->ops.post_send(qp.real, wr, bad);
-      const ibv_send_wr* const end = error == 0 ? nullptr : *bad;
-      for (const ibv_send_wr* w = wr; w != end; w = w->next) qp.sends.append(*w);
-      qp.sends.real = qp.sends.head;
-    } else {
-      error = post_send_translated(qp, wr, bad);
-    }
+    if (taken == Taken::kRetry) continue;
+    const int error = post_send_now(qp, state, wr, bad);
     qp.send_lock.unlock(taken);
     leave(slot);
     return error;
   }
 }
 
-int post_recv_translated(VQp& qp, ibv_recv_wr* wr, ibv_recv_wr** bad) {
-  const std::lock_guard lock(qp.source_lock);
-  qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
-  std::uint64_t count = 0;
-  for (ibv_recv_wr* w = wr; w != nullptr; w = w->next, ++count) qp.recvs.append(*w);
-  const std::uint64_t base = qp.recvs.head - count;
-  qp.recvs.real = base;
-  const int error = post_receives(qp, base, qp.recvs.head);
-  if (error != 0) {
-    for (std::uint64_t posted = qp.recvs.real - base; posted > 0; --posted) wr = wr->next;
-    *bad = wr;
-    qp.recvs.head = qp.recvs.real;
+// Inside an operation: whether `lock` is this thread's already and nothing is held.
+SYMVIRT_INLINE bool is_easy(std::uint32_t state, const BiasedLock& lock, const ThreadSlot* slot) {
+  return __builtin_expect((state & ~std::uint32_t{kCarried}) == 0, 1) &&
+         __builtin_expect(lock.is_biased_to(slot), 1);
+}
+
+int post_send(ibv_qp* pub, ibv_send_wr* wr, ibv_send_wr** bad) noexcept {
+  VQp& qp = *of(pub);
+  ThreadSlot* const slot = thread_slot;
+  if (__builtin_expect(slot != nullptr, 1)) {
+    enter(slot);
+    const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
+    if (is_easy(state, qp.send_lock, slot)) {
+      const int error = post_send_now(qp, state, wr, bad);
+      leave(slot);
+      return error;
+    }
+    leave(slot);
   }
+  return post_send_slowly(qp, wr, bad);
+}
+
+int post_recv_translated(VQp& qp, ibv_recv_wr* wr, ibv_recv_wr** bad) {
+  // The poller of a UD queue reads the log of receives (Layer::name_source); no other's does.
+  std::unique_lock<SpinLock> lock(qp.source_lock, std::defer_lock);
+  if (qp.translate) lock.lock();
+  qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
+  const KeyTable* const lkeys = qp.context->lkeys.get();
+  for (; wr != nullptr; wr = wr->next) {
+    ibv_sge sges[kBatchSges];
+    ibv_recv_wr real{wr->wr_id, nullptr, sges, wr->num_sge};
+    ibv_recv_wr* refused = nullptr;
+    int error = wr->num_sge > kBatchSges ? EINVAL : 0;
+    if (error == 0) {
+      translate_keys(lkeys, wr->sg_list, wr->num_sge, sges);
+      error = qp.real->context->ops.post_recv(qp.real, &real, &refused);
+    }
+    if (error != 0) {
+      *bad = wr;
+      return error;
+    }
+    qp.recvs.append(*wr);
+    qp.recvs.real = qp.recvs.head;
+  }
+  return 0;
+}
+
+SYMVIRT_INLINE int post_recv_now(VQp& qp, std::uint32_t state, ibv_recv_wr* wr, ibv_recv_wr** bad) {
+  if (__builtin_expect(state != 0, 0)) return post_recv_translated(qp, wr, bad);
+  qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
+  const int error = qp.real->context->ops.post_recv(qp.real, wr, bad);
+  const ibv_recv_wr* const end = __builtin_expect(error == 0, 1) ? nullptr : *bad;
+  for (const ibv_recv_wr* w = wr; w != end; w = w->next) qp.recvs.append(*w);
+  qp.recvs.real = qp.recvs.head;
   return error;
 }
 
-int post_recv(ibv_qp* pub, ibv_recv_wr* wr, ibv_recv_wr** bad) noexcept {
-  VQp& qp = *of(pub);
+SYMVIRT_COLD int post_recv_slowly(VQp& qp, ibv_recv_wr* wr, ibv_recv_wr** bad) {
   ThreadSlot* const slot = this_thread();
   while (true) {
     enter(slot);
     const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
-    if (__builtin_expect((state & (kRecvsHeld | kForked)) != 0, 0)) {
+    if ((state & (kRecvsHeld | kForked)) != 0) {
       leave(slot);
       if ((state & kForked) != 0) return refused_in_child();
       bool again = false;
@@ -96,21 +175,28 @@ int post_recv(ibv_qp* pub, ibv_recv_wr* wr, ibv_recv_wr** bad) noexcept {
       continue;
     }
     const Taken taken = qp.recv_lock.lock(slot);
-    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
-    int error = 0;
-    if (__builtin_expect(state == 0, 1)) {
-      qp.recvs.retire(qp.recvs_completed.load(std::memory_order_acquire));
-      error = qp.real->context->ops.post_recv(qp.real, wr, bad);
-      const ibv_recv_wr* const end = error == 0 ? nullptr : *bad;
-      for (const ibv_recv_wr* w = wr; w != end; w = w->next) qp.recvs.append(*w);
-      qp.recvs.real = qp.recvs.head;
-    } else {
-      error = post_recv_translated(qp, wr, bad);
-    }
+    if (taken == Taken::kRetry) continue;
+    const int error = post_recv_now(qp, state, wr, bad);
     qp.recv_lock.unlock(taken);
     leave(slot);
     return error;
   }
+}
+
+int post_recv(ibv_qp* pub, ibv_recv_wr* wr, ibv_recv_wr** bad) noexcept {
+  VQp& qp = *of(pub);
+  ThreadSlot* const slot = thread_slot;
+  if (__builtin_expect(slot != nullptr, 1)) {
+    enter(slot);
+    const std::uint32_t state = qp.layer->state.load(std::memory_order_acquire);
+    if (is_easy(state, qp.recv_lock, slot)) {
+      const int error = post_recv_now(qp, state, wr, bad);
+      leave(slot);
+      return error;
+    }
+    leave(slot);
+  }
+  return post_recv_slowly(qp, wr, bad);
 }
 
 // A free slot: those whose receive was completed are collected when none is at hand, so that
@@ -127,6 +213,16 @@ bool take_slot(VSrq& srq, std::uint32_t& out) {
   return true;
 }
 
+int post_srq_elements(VSrq& srq, std::uint32_t index, ibv_sge* elements) {
+  SrqSlot& s = srq.slots[index];
+  ibv_recv_wr wr{kSrqTag | index, nullptr, elements, static_cast<int>(s.num_sge)};
+  ibv_recv_wr* bad = nullptr;
+  s.posted = true;
+  const int error = srq.real->context->ops.post_srq_recv(srq.real, &wr, &bad);
+  if (error != 0) s.posted = false;
+  return error;
+}
+
 int post_srq_one(VSrq& srq, const ibv_recv_wr& wr, bool hold) {
   if (wr.num_sge < 0 || static_cast<std::uint32_t>(wr.num_sge) > srq.stride) return EINVAL;
   std::uint32_t index = 0;
@@ -136,10 +232,13 @@ int post_srq_one(VSrq& srq, const ibv_recv_wr& wr, bool hold) {
   s.sequence = ++srq.sequence;
   s.num_sge = static_cast<std::uint32_t>(wr.num_sge);
   s.posted = false;
-  for (std::uint32_t i = 0; i < s.num_sge; ++i) srq.sges[index * srq.stride + i] = wr.sg_list[i];
+  for (std::uint32_t i = 0; i < s.num_sge; ++i)
+    copy_sge(srq.sges[index * srq.stride + i], wr.sg_list[i]);
   s.busy.store(true, std::memory_order_release);
   if (hold) return 0;
-  const int error = post_srq_slot(srq, index);
+  const int error = of(srq.pub.context)->lkeys == nullptr
+                        ? post_srq_elements(srq, index, wr.sg_list)  // need no translation
+                        : post_srq_slot(srq, index);
   if (error != 0) {
     s.busy.store(false, std::memory_order_relaxed);
     srq.free_slots.push_back(index);
@@ -190,24 +289,44 @@ int take_soft(VCq& cq, int count, ibv_wc* wc) {
   return taken;
 }
 
-int poll_real(VCq& cq, int count, ibv_wc* wc) {
+void add_one(std::atomic<std::uint64_t>& counter) {  // one writer at a time
+  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
+// account() for what nearly all completions are.
+SYMVIRT_INLINE bool account_quickly(VContext& context, ibv_wc& wc) {
+  VQp* const qp = context.numbers.find(wc.qp_num);
+  if (__builtin_expect(qp == nullptr || wc.status != IBV_WC_SUCCESS, 0))
+    return account(context, wc);
+  if ((wc.opcode & IBV_WC_RECV) == 0) {
+    if (__builtin_expect(is_marker(wc.wr_id), 0)) return account(context, wc);
+    wc.qp_num = qp->pub.qp_num;
+    add_one(qp->sends_completed);
+    return true;
+  }
+  if (__builtin_expect(qp->translate || qp->srq != nullptr, 0)) return account(context, wc);
+  wc.qp_num = qp->pub.qp_num;
+  add_one(qp->recvs_completed);
+  return true;
+}
+
+SYMVIRT_INLINE int poll_real(VCq& cq, int count, ibv_wc* wc) {
   const int found = cq.real->context->ops.poll_cq(cq.real, count, wc);
   int kept = 0;
   for (int i = 0; i < found; ++i) {
-    if (__builtin_expect(!account(*of(cq.pub.context), wc[i]), 0)) continue;
-    if (kept != i) wc[kept] = wc[i];
+    if (__builtin_expect(!account_quickly(*of(cq.pub.context), wc[i]), 0)) continue;
+    if (__builtin_expect(kept != i, 0)) wc[kept] = wc[i];
     ++kept;
   }
   return found < 0 ? found : kept;
 }
 
-int poll_cq(ibv_cq* pub, int count, ibv_wc* wc) noexcept {
-  VCq& cq = *of(pub);
+SYMVIRT_COLD int poll_cq_slowly(VCq& cq, int count, ibv_wc* wc) {
   ThreadSlot* const slot = this_thread();
   while (true) {
     enter(slot);
     const std::uint32_t state = cq.layer->state.load(std::memory_order_acquire);
-    if (__builtin_expect((state & (kPollsHeld | kForked)) != 0, 0)) {
+    if ((state & (kPollsHeld | kForked)) != 0) {
       leave(slot);
       if ((state & kForked) != 0) return -1;
       bool again = false;
@@ -216,10 +335,9 @@ int poll_cq(ibv_cq* pub, int count, ibv_wc* wc) noexcept {
       continue;
     }
     const Taken taken = cq.lock.lock(slot);
-    if (__builtin_expect(taken == Taken::kRetry, 0)) continue;
+    if (taken == Taken::kRetry) continue;
     int found = 0;
-    if (__builtin_expect(cq.soft_count.load(std::memory_order_relaxed) != 0, 0))
-      found = take_soft(cq, count, wc);
+    if (cq.soft_count.load(std::memory_order_relaxed) != 0) found = take_soft(cq, count, wc);
     if (found < count) {
       const int more = poll_real(cq, count - found, wc + found);
       found = more < 0 && found == 0 ? more : found + (more < 0 ? 0 : more);
@@ -228,6 +346,23 @@ int poll_cq(ibv_cq* pub, int count, ibv_wc* wc) noexcept {
     leave(slot);
     return found;
   }
+}
+
+int poll_cq(ibv_cq* pub, int count, ibv_wc* wc) noexcept {
+  VCq& cq = *of(pub);
+  ThreadSlot* const slot = thread_slot;
+  if (__builtin_expect(slot != nullptr, 1)) {
+    enter(slot);
+    const std::uint32_t state = cq.layer->state.load(std::memory_order_acquire);
+    if (is_easy(state, cq.lock, slot) &&
+        __builtin_expect(cq.soft_count.load(std::memory_order_relaxed) == 0, 1)) {
+      const int found = poll_real(cq, count, wc);
+      leave(slot);
+      return found;
+    }
+    leave(slot);
+  }
+  return poll_cq_slowly(cq, count, wc);
 }
 
 int req_notify_cq(ibv_cq* pub, int solicited_only) noexcept {
@@ -249,10 +384,6 @@ int req_notify_cq(ibv_cq* pub, int solicited_only) noexcept {
     leave(slot);
     return error;
   }
-}
-
-void add_one(std::atomic<std::uint64_t>& counter) {  // one writer at a time
-  counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_release);
 }
 
 bool finish_srq_receive(VSrq& srq, ibv_wc& wc) {
@@ -307,51 +438,6 @@ bool account_error(VQp& qp, ibv_wc& wc) {
   return !is_own(qp, wc.wr_id);
 }
 
-struct SendBatch {
-  ibv_send_wr list[kBatch];
-  ibv_sge sges[kBatchSges];
-  int count = 0;
-};
-
-void fill_sges(const VQp& qp, SendRecord& r, ibv_sge* sges) {
-  if (r.inline_bytes != 0) {
-    sges[0] = {reinterpret_cast<std::uintptr_t>(&r + 1), r.inline_bytes, 0};
-    return;
-  }
-  const KeyTable* const lkeys = qp.context->lkeys.get();
-  for (std::uint32_t i = 0; i < r.num_sge; ++i) {
-    sges[i] = SendLog::list_of(r)[i];
-    if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
-  }
-}
-
-// As many records as fit, as a list for the device. Returns the first that is not in it.
-std::uint64_t fill_batch(VQp& qp, std::uint64_t from, std::uint64_t to, SendBatch& batch) {
-  batch.count = 0;
-  std::uint32_t used = 0;
-  std::uint64_t next = from;
-  for (; next != to && batch.count < kBatch; ++next) {
-    SendRecord& r = qp.sends.record(next);
-    const std::uint32_t needed = r.num_sge + (r.inline_bytes != 0 ? 1u : 0u);
-    if (used + needed > kBatchSges) break;
-    ibv_send_wr& w = batch.list[batch.count];
-    w.wr_id = r.wr_id;
-    w.next = nullptr;
-    w.sg_list = batch.sges + used;
-    w.num_sge = static_cast<int>(needed);
-    w.opcode = static_cast<ibv_wr_opcode>(r.opcode);
-    w.send_flags = r.flags;
-    w.imm_data = r.imm_data;
-    w.wr = r.wr;
-    translate_target(qp, w);
-    fill_sges(qp, r, w.sg_list);
-    if (batch.count > 0) batch.list[batch.count - 1].next = &w;
-    ++batch.count;
-    used += needed;
-  }
-  return next;
-}
-
 }  // namespace
 
 bool account(VContext& context, ibv_wc& wc) {
@@ -376,80 +462,13 @@ bool account(VContext& context, ibv_wc& wc) {
   return true;
 }
 
-int post_records(VQp& qp, std::uint64_t from, std::uint64_t to) {
-  SendBatch batch;
-  std::uint64_t index = from;
-  while (index != to) {
-    const std::uint64_t next = fill_batch(qp, index, to, batch);
-    if (next == index) return EINVAL;  // one with more elements than any device takes
-    ibv_send_wr* bad = nullptr;
-    const int error = qp.real->context->ops.post_send(qp.real, batch.list, &bad);
-    if (error != 0) {
-      qp.sends.real = index + static_cast<std::uint64_t>(bad == nullptr ? 0 : bad - batch.list);
-      return error;
-    }
-    qp.sends.real = index = next;
-  }
-  return 0;
-}
-
-int post_receives(VQp& qp, std::uint64_t from, std::uint64_t to) {
-  ibv_sge sges[kBatchSges];
-  const KeyTable* const lkeys = qp.context->lkeys.get();
-  for (std::uint64_t index = from; index != to; ++index) {
-    RecvRecord& r = qp.recvs.record(index);
-    if (r.num_sge > kBatchSges) return EINVAL;
-    for (std::uint32_t i = 0; i < r.num_sge; ++i) {
-      sges[i] = RecvLog::list_of(r)[i];
-      if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
-    }
-    ibv_recv_wr wr{r.wr_id, nullptr, sges, static_cast<int>(r.num_sge)};
-    ibv_recv_wr* bad = nullptr;
-    const int error = qp.real->context->ops.post_recv(qp.real, &wr, &bad);
-    if (error != 0) return error;
-    qp.recvs.real = index + 1;
-  }
-  return 0;
-}
-
 int post_srq_slot(VSrq& srq, std::uint32_t index) {
-  SrqSlot& s = srq.slots[index];
+  const SrqSlot& s = srq.slots[index];
   ibv_sge sges[kBatchSges];
   if (s.num_sge > kBatchSges) return EINVAL;
-  const KeyTable* const lkeys = of(srq.pub.context)->lkeys.get();
-  for (std::uint32_t i = 0; i < s.num_sge; ++i) {
-    sges[i] = srq.sges[index * srq.stride + i];
-    if (lkeys != nullptr) sges[i].lkey = (*lkeys)[sges[i].lkey];
-  }
-  ibv_recv_wr wr{kSrqTag | index, nullptr, sges, static_cast<int>(s.num_sge)};
-  ibv_recv_wr* bad = nullptr;
-  s.posted = true;
-  const int error = srq.real->context->ops.post_srq_recv(srq.real, &wr, &bad);
-  if (error != 0) s.posted = false;
-  return error;
-}
-
-void translate_target(const VQp& qp, ibv_send_wr& wr) {
-  if (qp.translate) {
-    const VAh& ah = *of(wr.wr.ud.ah);
-    if (ah.numbers != nullptr) wr.wr.ud.remote_qpn = (*ah.numbers)[wr.wr.ud.remote_qpn];
-    wr.wr.ud.ah = ah.real;
-    return;
-  }
-  if (qp.rkeys == nullptr) return;
-  switch (static_cast<int>(wr.opcode)) {
-    case IBV_WR_RDMA_WRITE:
-    case IBV_WR_RDMA_WRITE_WITH_IMM:
-    case IBV_WR_RDMA_READ:
-      wr.wr.rdma.rkey = (*qp.rkeys)[wr.wr.rdma.rkey];
-      break;
-    case IBV_WR_ATOMIC_CMP_AND_SWP:
-    case IBV_WR_ATOMIC_FETCH_AND_ADD:
-      wr.wr.atomic.rkey = (*qp.rkeys)[wr.wr.atomic.rkey];
-      break;
-    default:
-      break;
-  }
+  translate_keys(of(srq.pub.context)->lkeys.get(), &srq.sges[std::size_t{index} * srq.stride],
+                 static_cast<int>(s.num_sge), sges);
+  return post_srq_elements(srq, index, sges);
 }
 
 void install_data_path(ibv_context_ops& ops) {

@@ -74,8 +74,12 @@ class BiasedLock {
  public:
   enum class Taken { kBiased, kShared, kRetry };
 
+  // The lock of a thread that comes again: lock() would give kBiased.
+  bool is_biased_to(const ThreadSlot* slot) const {
+    return owner_.load(std::memory_order_acquire) == slot;
+  }
   Taken lock(ThreadSlot* slot) {
-    if (__builtin_expect(owner_.load(std::memory_order_acquire) == slot, 1)) return Taken::kBiased;
+    if (__builtin_expect(is_biased_to(slot), 1)) return Taken::kBiased;
     return lock_slowly(slot);
   }
   void unlock(Taken taken) {

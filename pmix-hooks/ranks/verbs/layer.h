@@ -89,11 +89,11 @@ void install_data_path(ibv_context_ops& ops);
 // Enters what one completion says into the books and turns it into the application's. False: it is
 // the layer's own, not to be shown. Under the queue's lock, or alone.
 bool account(VContext& context, ibv_wc& wc);
+int post_srq_slot(VSrq& srq, std::uint32_t slot);
+
+// logged_work.cc
 int post_records(VQp& qp, std::uint64_t from, std::uint64_t to);   // sends, to the real queue
 int post_receives(VQp& qp, std::uint64_t from, std::uint64_t to);  // the same for receives
-int post_srq_slot(VSrq& srq, std::uint32_t slot);
-// Remote key, remote number, address handle: from the application's to what they are now.
-void translate_target(const VQp& qp, ibv_send_wr& wr);
 
 // held.cc
 int held_post_send(VQp& qp, ibv_send_wr* wr, ibv_send_wr** bad, bool& again);

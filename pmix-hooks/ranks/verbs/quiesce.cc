@@ -53,7 +53,7 @@ void retire(VQp& qp) {
 // Everything given to the device so far is done.
 void retire_all_sends(VQp& qp) {
   for (; qp.sends.tail != qp.sends.real; ++qp.sends.tail)
-    qp.sends.consumed += qp.sends.record(qp.sends.tail).consumes_receive;
+    qp.sends.consumed += qp.sends.record(qp.sends.tail).consumes_receive() ? 1 : 0;
   qp.sends.retired_signalled = qp.sends_completed.load(std::memory_order_acquire);
 }
 
@@ -109,10 +109,10 @@ WaitsFor waits_for(VQp& qp, const QpStatement* peer) {
   bool known = peer != nullptr;
   for (std::uint64_t i = qp.sends.tail; i != qp.sends.real; ++i) {
     const SendRecord& r = qp.sends.record(i);
-    if (r.consumes_receive != 0) {
+    if (r.consumes_receive()) {
       if (executed == 0) return known ? WaitsFor::kReceiver : WaitsFor::kPerhapsReceiver;
       --executed;
-    } else if (r.signalled != 0) {
+    } else if (r.signalled()) {
       return WaitsFor::kSomethingElse;
     } else if (executed == 0) {
       known = false;
@@ -149,8 +149,8 @@ bool is_all_back(VQp& qp) {
   for (std::uint64_t done = out - std::min(out, qp.flushed);
        done > 0 && qp.sends.tail != qp.sends.real; --done) {
     const SendRecord& r = qp.sends.record(qp.sends.tail);
-    if (r.signalled != 0) break;
-    qp.sends.consumed += r.consumes_receive;
+    if (r.signalled()) break;
+    qp.sends.consumed += r.consumes_receive() ? 1 : 0;
     ++qp.sends.tail;
   }
   qp.marker.forget();
@@ -194,8 +194,8 @@ ibv_wc_opcode completion_opcode(std::uint8_t opcode) {
 // connection.
 void finish_first(VQp& qp) {
   const SendRecord& r = qp.sends.record(qp.sends.tail++);
-  qp.sends.consumed += r.consumes_receive;
-  if (r.signalled == 0) return;
+  qp.sends.consumed += r.consumes_receive() ? 1 : 0;
+  if (!r.signalled()) return;
   ibv_wc wc{};
   wc.wr_id = r.wr_id;
   wc.status = IBV_WC_SUCCESS;

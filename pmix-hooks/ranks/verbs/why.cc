@@ -27,7 +27,7 @@ std::string name_of(const VQp& qp) {
 std::uint64_t not_received(VQp& qp, const QpStatement& peer) {
   std::uint64_t sent = qp.sends.consumed;
   for (std::uint64_t i = qp.sends.tail; i != qp.sends.real; ++i)
-    sent += qp.sends.record(i).consumes_receive;
+    sent += qp.sends.record(i).consumes_receive();
   return sent - std::min(sent, peer.received);
 }
 

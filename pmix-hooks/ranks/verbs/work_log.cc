@@ -24,7 +24,7 @@ void Ring::grow() {
 
 void SendLog::configure(std::uint32_t max_wr, std::uint32_t max_sge, std::uint32_t max_inline,
                         bool all) {
-  all_signalled_ = all;
+  always_ = all ? IBV_SEND_SIGNALED : 0;
   room_ = std::max<std::uint32_t>(max_sge * sizeof(ibv_sge), max_inline);
   Ring::configure(max_wr, sizeof(SendRecord) + room_);
   forget();

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -85,25 +86,59 @@ struct OwnWork {
   std::uint8_t sequence = 0;
 };
 
+inline bool consumes_receive(std::uint32_t opcode) {
+  constexpr std::uint32_t kOnes = 1u << IBV_WR_SEND | 1u << IBV_WR_SEND_WITH_IMM |
+                                  1u << IBV_WR_RDMA_WRITE_WITH_IMM | 1u << IBV_WR_SEND_WITH_INV;
+  return (kOnes >> (opcode & 31) & 1) != 0;
+}
+
+// As the application gave it: virtual keys, numbers, address handle.
 struct SendRecord {
-  std::uint64_t wr_id = 0;
-  std::uint8_t opcode = 0;
-  std::uint8_t flags = 0;  // ibv_send_flags
-  std::uint8_t signalled = 0;
-  std::uint8_t consumes_receive = 0;
-  std::uint16_t num_sge = 0;  // of the list behind; 0 with inline data
-  std::uint16_t unused = 0;
-  std::uint32_t inline_bytes = 0;
-  std::uint32_t imm_data = 0;
-  decltype(ibv_send_wr::wr)
-      wr;  // as the application gave it: virtual keys, numbers, address handle
-  // ibv_sge[num_sge] or inline_bytes of data follow
+  std::uint64_t wr_id;
+  std::int32_t num_sge;
+  std::uint32_t opcode;
+  std::uint32_t flags;  // ibv_send_flags; signalled also where the queue does that to all
+  std::uint32_t imm_data;
+  decltype(ibv_send_wr::wr) wr;
+  std::uint32_t inline_bytes;
+  std::uint32_t unused;
+  // inline_bytes of data if there are any, else ibv_sge[num_sge] follow
+
+  bool signalled() const { return (flags & IBV_SEND_SIGNALED) != 0; }
+  bool consumes_receive() const { return verbs::consumes_receive(opcode); }
 };
 
-inline bool consumes_receive(ibv_wr_opcode opcode) {
-  return opcode == IBV_WR_SEND || opcode == IBV_WR_SEND_WITH_IMM ||
-         opcode == IBV_WR_RDMA_WRITE_WITH_IMM || opcode == IBV_WR_SEND_WITH_INV;
+// Requests were written just before they are copied, field by field. A copy that takes several
+// fields at once has to wait until those stores have left the store buffer (12 cycles or more, and
+// the compiler would make such ones); of the same width they are forwarded.
+template <typename T>
+T as_written(const T& field) {
+  return *const_cast<const volatile T*>(&field);
 }
+inline void copy_sge(ibv_sge& to, const ibv_sge& from) {
+  to.addr = as_written(from.addr);
+  to.length = as_written(from.length);
+  to.lkey = as_written(from.lkey);
+}
+// What a record has of a request, but for the flags.
+template <typename To, typename From>
+void copy_send_body(To& to, const From& from) {
+  to.num_sge = as_written(from.num_sge);
+  to.opcode = static_cast<decltype(to.opcode)>(as_written(from.opcode));
+  to.imm_data = as_written(from.imm_data);
+  // The same places in each of the union's members: address (handle), key or number, the rest.
+  to.wr.rdma.remote_addr = as_written(from.wr.rdma.remote_addr);
+  to.wr.ud.remote_qpn = as_written(from.wr.ud.remote_qpn);
+  to.wr.ud.remote_qkey = as_written(from.wr.ud.remote_qkey);
+  to.wr.atomic.swap = as_written(from.wr.atomic.swap);
+  to.wr.atomic.rkey = as_written(from.wr.atomic.rkey);
+}
+static_assert(offsetof(ibv_send_wr, wr.ud.remote_qpn) == offsetof(ibv_send_wr, wr.rdma.rkey) &&
+              offsetof(ibv_send_wr, wr.ud.remote_qpn) ==
+                  offsetof(ibv_send_wr, wr.atomic.compare_add) &&
+              offsetof(ibv_send_wr, wr.ud.remote_qkey) + 4 ==
+                  offsetof(ibv_send_wr, wr.atomic.swap) &&
+              sizeof(ibv_send_wr::wr) == 32);
 
 class SendLog : public Ring {
  public:
@@ -112,12 +147,8 @@ class SendLog : public Ring {
   void append(const ibv_send_wr& wr) {
     auto& r = *reinterpret_cast<SendRecord*>(push());
     r.wr_id = wr.wr_id;
-    r.opcode = static_cast<std::uint8_t>(wr.opcode);
-    r.flags = static_cast<std::uint8_t>(wr.send_flags);
-    r.signalled = all_signalled_ || (wr.send_flags & IBV_SEND_SIGNALED) != 0;
-    r.consumes_receive = consumes_receive(wr.opcode);
-    r.imm_data = wr.imm_data;
-    r.wr = wr.wr;
+    copy_send_body(r, wr);
+    r.flags = as_written(wr.send_flags) | always_;
     auto* behind = reinterpret_cast<std::byte*>(&r + 1);
     if (__builtin_expect((wr.send_flags & IBV_SEND_INLINE) != 0, 0)) {
       r.num_sge = 0;
@@ -125,18 +156,20 @@ class SendLog : public Ring {
       return;
     }
     r.inline_bytes = 0;
-    r.num_sge = static_cast<std::uint16_t>(wr.num_sge);
     auto* list = reinterpret_cast<ibv_sge*>(behind);
-    for (int i = 0; i < wr.num_sge; ++i) list[i] = wr.sg_list[i];
+    for (int i = 0; i < wr.num_sge; ++i) copy_sge(list[i], wr.sg_list[i]);
   }
   static ibv_sge* list_of(SendRecord& r) { return reinterpret_cast<ibv_sge*>(&r + 1); }
   // Drops what is done: `completed` signalled ones have been seen by whoever polls.
   void retire(std::uint64_t completed) {
-    while (retired_signalled != completed && tail != real) {
-      SendRecord& r = record(tail++);
-      retired_signalled += r.signalled;
-      consumed += r.consumes_receive;
+    if (retired_signalled == completed) return;
+    std::uint64_t index = tail, seen = retired_signalled, used = consumed;
+    while (seen != completed && index != real) {
+      const SendRecord& r = record(index++);
+      seen += r.signalled() ? 1 : 0;
+      used += r.consumes_receive() ? 1 : 0;
     }
+    tail = index, retired_signalled = seen, consumed = used;
   }
   void forget() { clear(), retired_signalled = 0, consumed = 0; }
 
@@ -145,7 +178,7 @@ class SendLog : public Ring {
 
  private:
   std::uint32_t copy_inline(const ibv_send_wr& wr, std::byte* to) const;
-  bool all_signalled_ = false;
+  std::uint32_t always_ = 0;  // flags of all
   std::uint32_t room_ = 0;
 };
 
@@ -165,7 +198,7 @@ class RecvLog : public Ring {
     auto& r = *reinterpret_cast<RecvRecord*>(push());
     r.wr_id = wr.wr_id;
     r.num_sge = static_cast<std::uint32_t>(wr.num_sge);
-    for (int i = 0; i < wr.num_sge; ++i) list_of(r)[i] = wr.sg_list[i];
+    for (int i = 0; i < wr.num_sge; ++i) copy_sge(list_of(r)[i], wr.sg_list[i]);
   }
   // Receives of one queue are consumed in the order they were posted.
   void retire(std::uint64_t completed) {
