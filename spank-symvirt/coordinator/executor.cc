@@ -187,29 +187,8 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
   switch (action.phase) {
     case Phase::kPlan:
       return run(plan_calls(c));
-    case Phase::kAcquire: {
-      LauncherSpec spec;
-      spec.vm = vm->vm;
-      spec.vm_class = vm_class->name;
-      spec.tag = launcher_tag(tx.id, vm->vm, action.attempt);
-      spec.partition = impl->p.config->hosts_partition;
-      spec.gres = launcher_gres(*vm_class);
-      spec.cpus = vm_class->cpus;
-      spec.memory_mib = vm_class->memory_mib;
-      spec.exclude_hosts = tx.avoid_hosts;
-      if (tx.kind == TxKind::kEvacuate && !vm->from.empty()) spec.exclude_hosts.push_back(vm->from);
-      if (!vm->to.empty()) spec.only_hosts = {vm->to};
-      spec.reservation = tx.kind == TxKind::kEvacuate ? impl->p.config->spare_reservation : "";
-      spec.qos = impl->p.config->launcher_qos;
-      spec.account = impl->p.config->launcher_account;
-      spec.launcher_path = impl->p.config->launcher_path;
-      return impl->slurm([impl, reply, spec](SlurmApi& slurm) {
-        auto job = slurm.submit_launcher(spec, slurm_deadline());
-        if (!job) return impl->failed(reply, job.error());
-        std::lock_guard lock(impl->mutex);
-        impl->waits.push_back({*job, reply, 0});
-      });
-    }
+    case Phase::kAcquire:
+      return acquire(c, reply);
     case Phase::kPrepare:
       return run(prepare_calls(c));
     case Phase::kStart:
@@ -220,20 +199,8 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
       return run(round_calls(c, "job.quiesce"));
     case Phase::kDetach:
       return run(detach_calls(c));
-    case Phase::kMigrate: {
-      const milliseconds timeout(tx.policy.migrate_ms);
-      if (action.abort) {
-        Call abort = c.call(vm->from, "vm.migrate_abort");
-        return impl->p.hypervisor->call(
-            abort.host, abort.method, abort.params, abort.timeout, {}, [impl, reply](Result<json>) {
-              impl->failed(reply, Error{Code::kCancelled, "cancelled by request"});
-            });
-      }
-      Call move = c.call(vm->from, "vm.migrate", timeout, {{"to", vm->to}});
-      return impl->chain({move}, reply, [impl, tx_id = tx.id, name = vm->vm](const json& progress) {
-        if (impl->p.on_progress) impl->p.on_progress(tx_id, name, progress);
-      });
-    }
+    case Phase::kMigrate:
+      return migrate(c, reply);
     case Phase::kLocate:
       return locate(c, reply);
     case Phase::kAttach:
@@ -256,6 +223,48 @@ void Executor::start(const Transaction& tx, const Action& action, std::int64_t g
     case Phase::kEnd:
       return;
   }
+}
+
+void Executor::acquire(const Context& c, const Event& reply) {
+  const Config& config = *impl_->p.config;
+  const bool evacuates = c.tx.kind == TxKind::kEvacuate;
+  LauncherSpec spec;
+  spec.vm = c.vm.vm;
+  spec.vm_class = c.vm_class->name;
+  spec.tag = launcher_tag(c.tx.id, c.vm.vm, c.action.attempt);
+  spec.partition = config.hosts_partition;
+  spec.gres = launcher_gres(*c.vm_class);
+  spec.cpus = c.vm_class->cpus;
+  spec.memory_mib = c.vm_class->memory_mib;
+  spec.exclude_hosts = c.tx.avoid_hosts;
+  if (evacuates && !c.vm.from.empty()) spec.exclude_hosts.push_back(c.vm.from);
+  if (!c.vm.to.empty()) spec.only_hosts = {c.vm.to};
+  spec.reservation = evacuates ? config.spare_reservation : "";
+  spec.qos = config.launcher_qos;
+  spec.account = config.launcher_account;
+  spec.launcher_path = config.launcher_path;
+  impl_->slurm([impl = impl_, reply, spec](SlurmApi& slurm) {
+    auto job = slurm.submit_launcher(spec, slurm_deadline());
+    if (!job) return impl->failed(reply, job.error());
+    std::lock_guard lock(impl->mutex);
+    impl->waits.push_back({*job, reply, 0});
+  });
+}
+
+void Executor::migrate(const Context& c, const Event& reply) {
+  auto impl = impl_;
+  if (c.action.abort) {
+    const Call abort = c.call(c.vm.from, "vm.migrate_abort");
+    return impl->p.hypervisor->call(
+        abort.host, abort.method, abort.params, abort.timeout, {}, [impl, reply](Result<json>) {
+          impl->failed(reply, Error{Code::kCancelled, "cancelled by request"});
+        });
+  }
+  const milliseconds timeout(c.tx.policy.migrate_ms);
+  impl->chain({c.call(c.vm.from, "vm.migrate", timeout, {{"to", c.vm.to}})}, reply,
+              [impl, tx = c.tx.id, vm = c.vm.vm](const json& progress) {
+                if (impl->p.on_progress) impl->p.on_progress(tx, vm, progress);
+              });
 }
 
 // Once for all who wait for it: to cut the power of a host that has just come back harms others.

@@ -51,6 +51,8 @@ class Executor {
 
  private:
   struct Impl;
+  void acquire(const Context& c, const Event& reply);
+  void migrate(const Context& c, const Event& reply);
   void fence(std::int64_t tx, const std::string& host, const Event& reply);
   void locate(const Context& c, const Event& reply);
   void nudge(const Context& c);

@@ -272,18 +272,20 @@ std::string refusals(const nlohmann::json& plan) {
   return why;
 }
 
+// The step is still pending: hosts are asked again, and the fenced one now counts as absent.
+void on_fenced(Transaction& tx, VmPart& vm) {
+  for (VmPart& other : tx.vms) {
+    other.source_fenced = other.source_fenced || other.from == vm.fence_host;
+    other.target_fenced = other.target_fenced || other.to == vm.fence_host;
+  }
+  vm.fencing = false;
+  vm.not_before_ns = 0;
+  vm.tries += 1;
+}
+
 void on_done(Transaction& tx, VmPart& vm, const Event& event) {
   const nlohmann::json& result = event.result;
-  if (vm.fencing) {
-    for (VmPart& other : tx.vms) {
-      other.source_fenced = other.source_fenced || other.from == vm.fence_host;
-      other.target_fenced = other.target_fenced || other.to == vm.fence_host;
-    }
-    vm.fencing = false;
-    vm.not_before_ns = 0;
-    vm.tries += 1;
-    return;  // still pending: ask again, the fenced host now counts as absent
-  }
+  if (vm.fencing) return on_fenced(tx, vm);
   if (tx.phase == Phase::kLocate) return on_located(tx, vm, result, event.time_ns);
   vm.status = StepStatus::kDone;
   switch (tx.phase) {

@@ -30,13 +30,14 @@ constexpr std::array kOptionTable = {
         "them there. "
         "Environment: SYMVIRT_FT",
         "SYMVIRT_FT", Argument::kRequired},
-    OptionSpec{OptionId::kQuiesceTimeout, "symvirt-quiesce-timeout", "SECONDS",
-               "[symvirt] longest time for the job's communication to come to rest, 1 to 3600; a "
-               "move that "
-               "would take longer is "
-               "given up and the job goes on where it is (default: the class's). Environment: "
-               "SYMVIRT_QUIESCE_TIMEOUT",
-               "SYMVIRT_QUIESCE_TIMEOUT", Argument::kRequired},
+    OptionSpec{
+        OptionId::kQuiesceTimeout, "symvirt-quiesce-timeout", "SECONDS",
+        "[symvirt] longest time for the job's communication to come to rest, 1 to 3600; a "
+        "move that "
+        "would take longer is "
+        "given up and the job goes on where it is (default: the site's quiesce_s). Environment: "
+        "SYMVIRT_QUIESCE_TIMEOUT",
+        "SYMVIRT_QUIESCE_TIMEOUT", Argument::kRequired},
 };
 
 Error invalid(std::string_view given, const std::string& why) {

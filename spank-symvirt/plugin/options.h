@@ -49,7 +49,7 @@ Result<std::uint32_t> parse_quiesce_timeout(std::string_view text, std::string_v
 struct Decision {
   std::string vm_class;  // empty: not asked for
   Ft ft = Ft::kProactive;
-  std::optional<std::uint32_t> quiesce_timeout_s;  // unset: the class's
+  std::optional<std::uint32_t> quiesce_timeout_s;  // unset: the site's, quiesce_s
 
   bool wanted() const { return !vm_class.empty(); }
   bool operator==(const Decision&) const = default;

@@ -15,7 +15,7 @@ sleep 5
 assert_eq draining "$(node_state "$host")" "state of $host"
 assert_eq "$host" "$(vm_host v1)" "host of v1"
 job_alive "$job"
-assert_match "waits for a host|acquire" "$(ctl symvirtctl status)" "reason in symvirtctl status"
+assert_match "v1 .*waits for a host: no healthy one has a free device" "$(ctl symvirtctl status)" "reason in symvirtctl status"
 spare=$(other_hosts "$host" | head -n1)
 undrain "$spare"
 drained_under_job "$host" "$job"

@@ -9,10 +9,15 @@ wait_ring_running "$job"
 host=$(vm_host v1)
 mark=$(log_lines)
 drain "$host"
+at_rest=no
 for ((i = 0; i < 6000; i++)); do
-  if said_since "$mark" "quiesce round 2 done|detach done"; then break; fi
+  if said_since "$mark" "quiesce round 2 done|detach done"; then
+    at_rest=yes
+    break
+  fi
   sleep 0.01
 done
+[ $at_rest = yes ] || fail "the ranks never came to rest: nothing to be interrupted"
 "$MC" service ctl kill symvirtd
 if said_since "$mark" "resume done"; then fail "symvirtd was killed too late: the ranks had been resumed"; fi
 say "killed after: $(tail -n1 "$(symvirtd_log)")"
