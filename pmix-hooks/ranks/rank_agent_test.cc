@@ -22,9 +22,9 @@ class FakeLink final : public RankLink {
     changed.notify_all();
     return true;
   }
-  bool wait_for(std::size_t count) {
+  bool wait_for(std::size_t count, std::chrono::seconds limit = 5s) {
     std::unique_lock lock(mutex);
-    return changed.wait_for(lock, 5s, [&] { return answers.size() >= count; });
+    return changed.wait_for(lock, limit, [&] { return answers.size() >= count; });
   }
   std::mutex mutex;
   std::condition_variable changed;
@@ -95,6 +95,16 @@ TEST_F(RankAgentTest, RepeatedCommandIsAnsweredAgainButNotDoneAgain) {
   EXPECT_EQ(link.answers[0], link.answers[1]);
 }
 
+// A coordinator that begins anew has never resumed the first one.
+TEST_F(RankAgentTest, ANewEpochIsNoRepetition) {
+  ASSERT_TRUE(agent.start());
+  command(kEventQuiesce, 5, 1);
+  command(kEventQuiesce, 6, 1);
+  ASSERT_TRUE(link.wait_for(2));
+  EXPECT_EQ(transport.quiesces, 2);
+  EXPECT_EQ(link.answers[1].epoch, 6u);
+}
+
 TEST_F(RankAgentTest, QuiesceAfterResumeOfTheSameEpochIsDone) {
   ASSERT_TRUE(agent.start());
   command(kEventQuiesce, 5, 1);
@@ -142,6 +152,21 @@ TEST_F(RankAgentTest, MuteBeginsNothingNewAndGivesUpWaiting) {
   transport.block = false;
   agent.stop();
   EXPECT_EQ(transport.quiesces, 1);
+}
+
+TEST_F(RankAgentTest, MuteWaitsForTheAnswerBeingGiven) {
+  ASSERT_TRUE(agent.start());
+  transport.block = true;
+  command(kEventQuiesce, 5, 1);
+  while (transport.quiesces == 0) std::this_thread::sleep_for(1ms);
+  std::thread release([this] {
+    std::this_thread::sleep_for(50ms);
+    transport.block = false;
+  });
+  agent.mute(10'000);
+  EXPECT_TRUE(link.wait_for(1, 0s)) << "the process goes on while its rank is being served";
+  release.join();
+  agent.stop();
 }
 
 TEST_F(RankAgentTest, SignalsOfTheApplicationStayWithItsThreads) {

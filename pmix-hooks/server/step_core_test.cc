@@ -141,6 +141,15 @@ TEST_F(StepCoreTest, ResumeInTwoRounds) {
   EXPECT_FALSE(core.epoch_at_rest().has_value());
 }
 
+TEST_F(StepCoreTest, AResumeAskedForAgainAsksOnlyWhoHasNotAnswered) {
+  hold_all();
+  core.resume(request("r1", 1, 1));
+  core.answer({1, 1, 100, AnswerState::kMore, "qpn"});
+  ASSERT_EQ(of<Reply>(core.deadline("r1")).size(), 1u);
+  EXPECT_EQ(of<SendCommand>(core.resume(request("r2", 1, 1))),
+            (std::vector{SendCommand{kEventResume, {1}, {1, 1, {}}}}));
+}
+
 TEST_F(StepCoreTest, ResumeOfWhatIsNotAtRestSucceedsAtOnce) {
   const auto replies = of<Reply>(core.resume(request("r", 9, 1)));
   ASSERT_EQ(replies.size(), 1u);
