@@ -202,8 +202,14 @@ Status add_soft_roce(const std::string& netdev) {
   message.put_text(RDMA_NLDEV_ATTR_NDEV_NAME, netdev);
   const int error = rdma->ask(message.header());
   if (error == 0) return {};
-  // Of that name, or already there on this interface: the kernel says the same of both.
-  if (error == EEXIST && !rdma_port_of(netdev).device.empty()) return {};
+  // EEXIST: the interface has one; ENFILE: another device has that name
+  // (rxe_newlink and assign_name in Linux's drivers/infiniband).
+  if ((error == EEXIST || error == ENFILE) && !rdma_port_of(netdev).device.empty()) return {};
+  if (error == ENFILE)
+    return Error{Code::kPrecondition,
+                 fmt::format("soft-RoCE on {}: another RDMA device has the name rxe_{}; delete it "
+                             "(rdma link delete rxe_{})",
+                             netdev, netdev, netdev)};
   return Error{Code::kInternal,
                fmt::format("soft-RoCE on {}: {}; are rdma_rxe and crc32_generic there?", netdev,
                            std::strerror(error))};
