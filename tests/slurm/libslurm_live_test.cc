@@ -14,6 +14,7 @@
 #include <sstream>
 #include <thread>
 
+#include "spank-symvirt/coordinator/capacity.h"
 #include "spank-symvirt/coordinator/slurm_api.h"
 
 namespace symvirt {
@@ -105,6 +106,52 @@ TEST_F(Libslurm, NodesAsTheyAre) {
   EXPECT_EQ(host.partitions, "hosts");
   EXPECT_EQ(host.gres, "hca:2");
   EXPECT_EQ(node("v1").partitions, "vm");
+}
+
+// The capacity rule's food: what is in use, whose it is, and what it makes of that.
+TEST_F(Libslurm, DevicesThatOtherJobsHoldArePromisedToNoVm) {
+  Config config;
+  config.classes.resize(1);
+  config.classes[0].nodes = {"v1"};
+  config.classes[0].slots.resize(1);
+  config.classes[0].slots[0].gres = "hca";
+  const std::map<std::string, VmRecord> vms;
+  const std::map<std::int64_t, Transaction> transactions;
+  auto decisions = [&](Decision::Kind kind) {
+    auto nodes = api_->poll_nodes(soon());
+    auto jobs = api_->poll_jobs(soon());
+    if (!nodes || !jobs) return std::ptrdiff_t{-1};
+    const View view{&config, &*nodes, &*jobs, &vms, &transactions, nullptr, 0, getuid()};
+    Decisions out;
+    keep_capacity(view, out);
+    return std::count_if(out.list.begin(), out.list.end(),
+                         [&](const Decision& d) { return d.kind == kind; });
+  };
+  EXPECT_EQ(decisions(Decision::Kind::kDrainNode), 0);
+  const std::uint32_t foreign = submit_sleep("-p hosts -w hv1 --gres=hca:2");
+  ASSERT_TRUE(runs(foreign));
+  EXPECT_TRUE(wait_until([&] { return gres_count(node("hv1").gres_used, "hca") == 2; }))
+      << node("hv1").gres_used;
+  EXPECT_EQ(decisions(Decision::Kind::kDrainNode), 0) << "hv2 has room";
+  LauncherSpec spec = launcher("symvirt:1:v1:1");
+  spec.gres = "hca:2";
+  auto ours = api_->submit_launcher(spec, soon());
+  ASSERT_TRUE(ours) << ours.error().message;
+  ASSERT_TRUE(runs(*ours));
+  EXPECT_TRUE(wait_until([&] { return gres_count(node("hv2").gres_used, "hca") == 2; }))
+      << node("hv2").gres_used;
+  EXPECT_EQ(decisions(Decision::Kind::kDrainNode), 0) << "one of it is v1's own";
+  ASSERT_TRUE(api_->cancel_job(*ours, soon()));
+  const std::uint32_t whole = submit_sleep("-p hosts -w hv2 --exclusive");
+  ASSERT_TRUE(runs(whole));
+  EXPECT_TRUE(wait_until([&] { return node("hv2").full; })) << node("hv2").state_text;
+  EXPECT_EQ(decisions(Decision::Kind::kDrainNode), 1) << "no CPU is left beside the devices";
+  ASSERT_TRUE(api_->set_node_drain("v1", kNoHostReason, soon()));
+  ASSERT_TRUE(wait_until([&] { return node("v1").drain; }));
+  EXPECT_EQ(decisions(Decision::Kind::kResumeNode), 0);
+  ASSERT_TRUE(api_->cancel_job(foreign, soon()));
+  EXPECT_TRUE(wait_until([&] { return decisions(Decision::Kind::kResumeNode) == 1; }))
+      << node("hv1").gres_used;
 }
 
 TEST_F(Libslurm, ADrainIsSeenAndSaysWhetherJobsAreLeft) {
