@@ -12,6 +12,8 @@ constexpr std::size_t kMaxPorts = 1024;
 constexpr std::size_t kMaxQps = 1u << 18;
 constexpr std::size_t kMaxKeys = 1u << 20;
 constexpr std::size_t kMaxGids = 1u << 14;
+// What a Directory makes of it: each queue pair and each key is listed at every address of theirs.
+constexpr std::size_t kMaxListed = 1u << 23;
 
 class Writer {
  public:
@@ -145,6 +147,11 @@ struct Reader {
     out.ports.back().qps.push_back(q);
     return true;
   }
+  bool listed_too_often() const {
+    std::size_t listed = (out.ports.size() + gids) * out.keys.size();
+    for (const PortStatement& p : out.ports) listed += (p.gids.size() + 1) * p.qps.size();
+    return listed > kMaxListed;
+  }
   bool key(Fields& f) {
     std::pair<std::uint32_t, std::uint32_t> k;
     if (out.keys.size() >= kMaxKeys) return false;
@@ -214,6 +221,9 @@ Result<Statement> parse_statement(std::string_view text) {
                    "statement of a peer refused: line " + std::to_string(number + 1)};
     ++number;
   }
+  if (reader.listed_too_often())
+    return Error{Code::kInvalidArgument,
+                 "statement of a peer refused: too many queue pairs or keys at too many addresses"};
   return std::move(reader.out);
 }
 

@@ -68,6 +68,19 @@ TEST(Exchange, RefusesWhatIsNoStatement) {
   }
 }
 
+TEST(Exchange, RefusesWhatADirectoryWouldTakeAllMemoryFor) {
+  Statement s;
+  s.ports.push_back({0, 0, 5, {}, {}});
+  s.ports[0].gids.assign(1u << 13, {gid_of(1), gid_of(2)});
+  s.ports[0].qps.assign(1000, qp(0x11, 0x12, 9, 0x13));
+  EXPECT_TRUE(parse_statement(encode(s)));
+  s.ports[0].qps.assign(1024, qp(0x11, 0x12, 9, 0x13));
+  EXPECT_FALSE(parse_statement(encode(s)));
+  s.ports[0].qps.clear();
+  s.keys.assign(1024, {1, 2});
+  EXPECT_FALSE(parse_statement(encode(s)));
+}
+
 TEST(Directory, FindsTheQueuePairThatTalksBack) {
   // Two processes at one address call theirs 0x11 (one carried from elsewhere): the connection
   // tells.
