@@ -159,8 +159,13 @@ int ibv_get_device_index(ibv_device* device) {
 }
 
 ibv_context* ibv_open_device(ibv_device* device) {
-  if (virtual_device(device) == nullptr)
-    return real_verbs() == nullptr ? nullptr : real_verbs()->open_device(device);
+  if (virtual_device(device) == nullptr) {
+    ibv_context* const past = real_verbs() == nullptr ? nullptr : real_verbs()->open_device(device);
+    if (past != nullptr)
+      Layer::current().mark_immovable(
+          "device opened past the layer (not from ibv_get_device_list)");
+    return past;
+  }
   return no_throw<ibv_context*>(nullptr, [&] { return open_virtual(device); });
 }
 

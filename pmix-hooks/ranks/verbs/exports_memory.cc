@@ -59,10 +59,18 @@ ibv_mr* register_virtual(ibv_pd* pd, std::unique_ptr<VMr> mr) {
   VContext& context = *of(pd->context);
   if (forked(*context.layer)) return errno = EIO, nullptr;
   const ControlCall call(*context.layer);
+  mr->real = register_new(context, *mr, of(pd)->real);
+  if (mr->real == nullptr) {
+    const int error = errno;
+    if (mr->fd >= 0) close(mr->fd);
+    errno = error;
+    return nullptr;
+  }
   if ((mr->access & IBV_ACCESS_ON_DEMAND) != 0)
     context.layer->mark_immovable("memory registered on demand (ODP)");
-  mr->real = register_new(context, *mr, of(pd)->real);
-  if (mr->real == nullptr) return nullptr;
+  // Memory of a device that may be another one after the move: nothing the layer can carry.
+  if (mr->kind == MrKind::kDmabuf)
+    context.layer->mark_immovable("memory of another device (dma-buf)");
   mr->pub.context = &context.pub;
   mr->pub.pd = pd;
   mr->pub.handle = mr->real->handle;
@@ -210,8 +218,6 @@ ibv_mr* ibv_reg_dmabuf_mr(ibv_pd* pd, std::uint64_t offset, std::size_t length, 
     mr->offset = offset;
     mr->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (mr->fd < 0) return nullptr;
-    // Memory of a device that may be another one after the move: nothing the layer can carry.
-    of(pd->context)->layer->mark_immovable("memory of another device (dma-buf)");
     return register_virtual(pd, std::move(mr));
   });
 }

@@ -87,9 +87,6 @@ void fill_public(VQp& qp, ibv_pd* pd) {
 ibv_qp* create_virtual_qp(ibv_pd* pd, ibv_qp_init_attr& init) {
   VContext& context = *of(pd->context);
   const ControlCall call(*context.layer);
-  if (init.qp_type != IBV_QPT_RC && init.qp_type != IBV_QPT_UC && init.qp_type != IBV_QPT_UD)
-    context.layer->mark_immovable("queue pair of type " + std::to_string(init.qp_type) +
-                                  " (only RC, UC and UD can be moved)");
   auto qp = std::make_unique<VQp>();
   qp->layer = context.layer;
   qp->context = &context;
@@ -98,6 +95,9 @@ ibv_qp* create_virtual_qp(ibv_pd* pd, ibv_qp_init_attr& init) {
   qp->srq = init.srq == nullptr ? nullptr : of(init.srq);
   fill_public(*qp, pd);
   if (!make_new_qp(*qp)) return nullptr;
+  if (init.qp_type != IBV_QPT_RC && init.qp_type != IBV_QPT_UC && init.qp_type != IBV_QPT_UD)
+    context.layer->mark_immovable("queue pair of type " + std::to_string(init.qp_type) +
+                                  " (only RC, UC and UD can be moved)");
   init.cap = qp->cap;
   qp->pub.handle = qp->real->handle;
   qp->pub.qp_num = qp->real->qp_num;

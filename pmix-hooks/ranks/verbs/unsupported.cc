@@ -46,9 +46,10 @@ extern "C" {
 
 int ibv_attach_mcast(ibv_qp* qp, const union ibv_gid* gid, std::uint16_t lid) {
   if (!is_virtual(qp->context)) return real_verbs()->attach_mcast(qp, gid, lid);
-  of(qp)->layer->mark_immovable("multicast group");
   const ControlCall call(*of(qp)->layer);
-  return real_verbs()->attach_mcast(of(qp)->real, gid, lid);
+  const int error = real_verbs()->attach_mcast(of(qp)->real, gid, lid);
+  if (error == 0) of(qp)->layer->mark_immovable("multicast group");
+  return error;
 }
 
 int ibv_detach_mcast(ibv_qp* qp, const union ibv_gid* gid, std::uint16_t lid) {
@@ -90,7 +91,8 @@ int ibv_set_ece(ibv_qp* qp, ibv_ece* ece) {
   return real_verbs()->set_ece(qp, ece);
 }
 
-// An rdma_cm identifier is bound to a device by one of these.
+// An rdma_cm identifier is bound to a device by one of these. librdmacm itself (rdma_create_ep,
+// rsockets) calls them through its PLT, so by here, too: tests/abi/check-interposed.
 struct rdma_cm_id;
 
 #pragma GCC visibility push(default)
