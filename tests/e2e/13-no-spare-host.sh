@@ -4,6 +4,8 @@
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
+status_says_why() { ctl symvirtctl status | grep -E '^v1 .*waits for a host: no healthy one has a free device'; }
+
 job=$(submit_ring 70 --symvirt)
 wait_ring_running "$job"
 host=$(vm_host v1)
@@ -15,7 +17,7 @@ sleep 5
 assert_eq draining "$(node_state "$host")" "state of $host"
 assert_eq "$host" "$(vm_host v1)" "host of v1"
 job_alive "$job"
-assert_match "v1 .*waits for a host: no healthy one has a free device" "$(ctl symvirtctl status)" "reason in symvirtctl status"
+wait_for 20 "symvirtctl status to say why" status_says_why
 spare=$(other_hosts "$host" | head -n1)
 undrain "$spare"
 drained_under_job "$host" "$job"
