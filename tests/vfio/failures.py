@@ -1,15 +1,16 @@
 """What can go wrong with a device: each failure names it, says what to do, and leaves nothing half-done. On the second host, while the
 guest on the first one boots; the VMs here are firmware without a disk, so that nothing in them ever answers."""
-from world import NIC, NO_IOMMU, SHARED, SIBLING
+from world import NIC, NO_IOMMU, SHARED, SIBLING, Refused
 
 HOST = "vh2"
 
 
-def firmware_only(name, ports, devices=""):
-    """A VM that stays in its firmware, with so many free PCIe ports."""
+def firmware_only(name, ports, devices="", reset_after_s=0):
+    """A VM that stays in its firmware, with so many free PCIe ports. It resets itself again and again where that is asked for."""
+    bios = f"<bios rebootTimeout='{1000 * reset_after_s}'/>" if reset_after_s else ""
     root_ports = "<controller type='pci' model='pcie-root-port'/>" * ports
     return f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
-      <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><features><acpi/></features>
+      <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type>{bios}</os><features><acpi/></features>
       <cpu mode='custom' match='exact' check='none'><model>qemu64</model></cpu>
       <devices><emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/>
       <controller type='pci' model='pcie-root'/>{root_ports}<memballoon model='none'/>{devices}
@@ -51,7 +52,49 @@ def no_iommu(world):
                   {"vm": "w1", "slots": [{"slot": "h", "gres": "hca"}]})
     world.refused("PRECONDITION", ["w2 on vh3", "passthrough", "intel_iommu=on"], NO_IOMMU, "vm.start",
                   {"vm": "w2", "xml": firmware_only("w2", 1, FOREIGN)})
+    nothing_left(world, NO_IOMMU, "w2")
     world.power_off(NO_IOMMU)
+
+
+def nothing_left(world, host, vm):
+    world.check(world.call(host, "vm.info", {"vm": vm})["state"] == "absent", f"nothing is left of {vm} on {host}")
+
+
+def unplugs(world, vm):
+    info = world.call(HOST, "vm.info", {"vm": vm})
+    return info["unplugs_pending"], [d["slot"] for d in info["devices"] if d["attached"]]
+
+
+def given_up_too_late(world, nvme_driver):
+    """A VM that is reset carries out the unplug that it had not answered, long after the caller was told so: it gets the device back."""
+    world.call(HOST, "vm.start", {"vm": "w3", "xml": firmware_only("w3", 1, reset_after_s=30)}, 120)
+    reserve(world, "w3", "nvme", "n")
+    for _ in range(3):  # the reset may come in this very second
+        world.call(HOST, "device.attach", {"vm": "w3"}, 60)
+        try:
+            world.call(HOST, "device.detach", {"vm": "w3"}, 4)
+        except Refused as e:
+            world.say(f"  ok: {HOST} device.detach: {e}")
+            break
+    world.check(unplugs(world, "w3") == (["n"], ["n"]), "an unplug that was not answered is on record")
+    world.until(120, "the device being given up and given back", lambda: unplugs(world, "w3") == ([], ["n"]))
+    world.say("  ok: what was given up too late has been given back")
+    world.call(HOST, "vm.stop", {"vm": "w3", "mode": "destroy"})
+    world.call(HOST, "device.release", {"vm": "w3"})
+    driver_is(world, "nvme0", nvme_driver)
+
+
+def interface(world, nvme_driver):
+    """The XML that an Ethernet VF is given, as libvirt takes it: as far as the physical function's interface, through which it would set
+    MAC and VLAN. QEMU 7.2 has no NIC with virtual functions."""
+    function = "<address type='pci' domain='0x0000' bus='0x{}' slot='0x00' function='0x{}'/>".format
+    for code, where, words in (("REFUSED", function("03", 1), "network device name"),
+                               ("INVALID_ARGUMENT", function("01", 0), "Virtual Functions only")):
+        xml = f"<interface type='hostdev' managed='yes'><mac address='52:54:00:98:01:01'/><source>{where}</source><vlan><tag id='5'/></vlan></interface>"
+        world.refused(code, ["w4 on vh2", words], HOST, "vm.start", {"vm": "w4", "xml": firmware_only("w4", 1, xml)})
+    nothing_left(world, HOST, "w4")
+    driver_is(world, "nvme0", nvme_driver)
+    driver_is(world, "hca0", "e1000e")
 
 
 def run(world):
@@ -82,14 +125,15 @@ def run(world):
 
     # A guest that does not answer: suspended, and one that has no operating system.
     world.call(HOST, "vm.suspend", {"vm": "w1"})
-    world.refused("PRECONDITION", ["w1", "suspended", "vm.resume"], HOST, "device.detach", {"vm": "w1"})
+    world.refused("PRECONDITION", ["w1", "nvme0 of vh2", "suspended", "vm.resume"], HOST, "device.detach", {"vm": "w1"})
     world.call(HOST, "vm.resume", {"vm": "w1"})
-    world.refused("DEADLINE", ["w1", "slot n", "has not given up", "booting"], HOST, "device.detach", {"vm": "w1"}, 6)
+    world.refused("DEADLINE", ["w1", "nvme0 of vh2", "has not given up", "booting"], HOST, "device.detach", {"vm": "w1"}, 6)
     attached = [d["slot"] for d in world.call(HOST, "vm.info", {"vm": "w1"})["devices"] if d["attached"]]
     world.check(attached == ["n"], "the device is still the VM's")
     world.call(HOST, "vm.stop", {"vm": "w1", "mode": "destroy"})
     world.call(HOST, "device.release", {"vm": "w1"})
-    driver_is(world, "nvme0", nvme_driver)
+    given_up_too_late(world, nvme_driver)
+    interface(world, nvme_driver)
     states = {d["device"]: d["state"] for d in world.call(HOST, "host.info")["devices"]}
     world.check(set(states.values()) == {"free"}, f"all devices of {HOST} are free again")
 

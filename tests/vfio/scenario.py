@@ -48,7 +48,7 @@ def boot(world, host):
 
 def refused_migration(world, boot_id, source, target):
     before = world.call(source, "vm.info", {"vm": VM})
-    world.refused("PRECONDITION", [VM, "hca0", "device.detach"], source, "vm.migrate", {"vm": VM, "to": target, "op": "2/migrate/v1/1"})
+    world.refused("PRECONDITION", [VM, f"hca0 of {source}", "device.detach"], source, "vm.migrate", {"vm": VM, "to": target, "op": "2/migrate/v1/1"})
     world.step("migration with the device refused")
     after = world.call(source, "vm.info", {"vm": VM})
     world.check(before == after and after["state"] == "running", "the VM is as it was before the refused migration")

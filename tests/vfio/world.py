@@ -110,8 +110,8 @@ class World:
 
     def table(self):
         """What each step took. Those above the line shared the machine with the failures on the second host."""
-        rows = [f"  {'-' * 50}" if name is None else f"  {name:<44}{seconds:6.1f}" for name, seconds in self.steps]
-        return "\n".join([f"  {'step':<44}{'s':>6}", *rows])
+        rows = [f"  {'-' * 60}" if name is None else f"  {name:<54}{seconds:6.1f}" for name, seconds in self.steps]
+        return "\n".join([f"  {'step':<54}{'s':>6}", *rows])
 
     # -- making
 
