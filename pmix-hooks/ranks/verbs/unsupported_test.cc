@@ -162,7 +162,6 @@ TEST_F(VerbsUnsupported, DirectVerbsFindNoDeviceOfTheirs) {
   EXPECT_EQ(open(c->device, attributes), nullptr);
   EXPECT_EQ(errno, EOPNOTSUPP);
   EXPECT_NE(query(c, attributes), 0);
-  dlclose(library);
 }
 
 // Only the first is kept, and a process says it once; so each kind has a process of its own.
