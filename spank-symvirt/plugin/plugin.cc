@@ -230,6 +230,13 @@ void admit_task(spank_t spank) {
 void set_task_environment(spank_t spank) {
   const Plugin& p = plugin();
   if (!p.stepd) return;
+  std::uint32_t rank = 1;
+  if (spank_get_item(spank, S_TASK_GLOBAL_ID, &rank) == ESPANK_SUCCESS &&
+      rank == 0) {  // once a step
+    for (const std::string& warning :
+         task_warnings(p.stepd->task_environment(), job_environment(spank)))
+      slurm_error("symvirt: warning: %s", warning.c_str());
+  }
   for (const auto& [name, value] :
        task_variables(p.stepd->task_environment(), job_environment(spank))) {
     spank_setenv(spank, name.c_str(), value.c_str(), 1);

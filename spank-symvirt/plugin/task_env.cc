@@ -17,6 +17,21 @@ bool contains_library(const std::string& list, const std::string& library) {
   return false;
 }
 
+// Open MPI's and UCX's lists: "a,b", all but these "^a,b". The first of `unwanted` that is asked
+// for.
+std::optional<std::string> names_one_of(const std::string& list,
+                                        const std::vector<std::string>& unwanted) {
+  if (list.starts_with("^")) return std::nullopt;
+  std::size_t begin = 0;
+  while (begin <= list.size()) {
+    const std::size_t end = std::min(list.find(',', begin), list.size());
+    const std::string word = list.substr(begin, end - begin);
+    if (std::find(unwanted.begin(), unwanted.end(), word) != unwanted.end()) return word;
+    begin = end + 1;
+  }
+  return std::nullopt;
+}
+
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
   for (const std::string& word : words) text += (text.empty() ? "" : ",") + word;
@@ -73,6 +88,30 @@ Variables task_variables(const TaskEnvironment& environment, const Lookup& looku
     prefer_verbs(environment, set_default);
   }
   return variables;
+}
+
+std::vector<std::string> task_warnings(const TaskEnvironment& environment, const Lookup& lookup) {
+  if (environment.quiesce != "verbs") return {};
+  // UCX's names and short ones of what drives an mlx5 device past libibverbs: hidden by the layer.
+  static const std::vector<std::string> kDirect = {"rc_mlx5", "rc_x", "ud_mlx5", "ud_x",
+                                                   "dc_mlx5", "dc_x", "dc",      "gga_mlx5"};
+  static const struct {
+    const char* name;
+    std::vector<std::string> unwanted;
+    const char* why;
+  } kChecks[] = {
+      {"UCX_TLS", kDirect, "is not there in a job that can be moved; use rc_v,ud_v,self,sm"},
+      {"UCX_IB_REG_METHODS", {"odp"}, "makes the job immovable; use rcache,direct"},
+      {"OMPI_MCA_btl", {"openib", "uct"}, "makes the job immovable; use vader,self"},
+  };
+  std::vector<std::string> warnings;
+  for (const auto& check : kChecks) {
+    const auto given = lookup(check.name);
+    if (!given) continue;
+    if (const auto word = names_one_of(*given, check.unwanted))
+      warnings.push_back(std::string(check.name) + "=" + *given + ": " + *word + " " + check.why);
+  }
+  return warnings;
 }
 
 }  // namespace symvirt::plugin

@@ -28,4 +28,8 @@ using Variables = std::vector<std::pair<std::string, std::string>>;
 // is appended to.
 Variables task_variables(const TaskEnvironment& environment, const Lookup& lookup);
 
+// What the user set that makes a job of class verbs immovable, or leaves it without a transport: a
+// sentence each, for the user. Nothing is changed.
+std::vector<std::string> task_warnings(const TaskEnvironment& environment, const Lookup& lookup);
+
 }  // namespace symvirt::plugin

@@ -55,6 +55,31 @@ TEST(TaskEnvironment, PreloadIsAppendedOnce) {
   EXPECT_EQ(set_by(kTcp, {{"LD_PRELOAD", ""}})["LD_PRELOAD"], "/l/hooks.so");
 }
 
+std::vector<std::string> warned(const char* quiesce, const char* name, const char* value) {
+  TaskEnvironment environment = kTcp;
+  environment.quiesce = quiesce;
+  return task_warnings(environment, [&](const char* key) -> std::optional<std::string> {
+    if (std::string(key) != name) return std::nullopt;
+    return value;
+  });
+}
+
+TEST(TaskEnvironment, AVerbsJobIsWarnedOfWhatTheUserSet) {
+  using ::testing::ElementsAre;
+  using ::testing::HasSubstr;
+  using ::testing::IsEmpty;
+  EXPECT_THAT(warned("verbs", "UCX_TLS", "self,rc_x"),
+              ElementsAre(HasSubstr("UCX_TLS=self,rc_x: rc_x ")));
+  EXPECT_THAT(warned("verbs", "UCX_TLS", "dc"), ElementsAre(HasSubstr("rc_v,ud_v")));
+  EXPECT_THAT(warned("verbs", "UCX_IB_REG_METHODS", "rcache,odp"),
+              ElementsAre(HasSubstr("immovable")));
+  EXPECT_THAT(warned("verbs", "OMPI_MCA_btl", "openib,self"), ElementsAre(HasSubstr("openib")));
+  for (const char* fine : {"rc_v,ud_v,self,sm", "rc_verbs", "rc,ud,self", "all", "^dc_x", ""})
+    EXPECT_THAT(warned("verbs", "UCX_TLS", fine), IsEmpty()) << fine;
+  EXPECT_THAT(warned("verbs", "OMPI_MCA_btl", "^openib,uct"), IsEmpty());
+  EXPECT_THAT(warned("tcp", "UCX_TLS", "rc_x"), IsEmpty());
+}
+
 TEST(TaskEnvironment, AVerbsJobUsesOnlyWhatTheLayerCarries) {
   TaskEnvironment verbs = kTcp;
   verbs.quiesce = "verbs";
