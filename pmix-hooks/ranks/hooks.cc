@@ -1,19 +1,26 @@
 // libsymvirt_hooks.so: preloaded into every process of a --symvirt job's tasks.
 //
 // A task is often a shell script, and that starts dozens of programs: all of them load this object
-// and must not notice. So there is no constructor; nothing happens before a process calls
-// PMIx_Init, which only ranks do (Open MPI through its mca_pmix_ext3x, which dlopen brought in: a
-// preloaded symbol still comes first). Then:
+// and must not notice. So no constructor does anything but store a pointer; nothing happens before
+// a process calls PMIx_Init, which only ranks do (Open MPI through its mca_pmix_ext3x, which dlopen
+// brought in: a preloaded symbol still comes first). Then:
 //
-//   first PMIx_Init that succeeded   register the event handler, start the agent's thread, say
-//   HELLO: a member now last PMIx_Finalize, before it    deregister (blocking), join the thread,
-//   say BYE: no member any more exit without finalize            no answer is begun any more; the
-//   server sees the process end (pidfd) fork                             the child has no thread
-//   and is no member; it is recognised by its pid exec                             the new program
-//   starts with no state; nothing was inherited but the environment
+// * first PMIx_Init that succeeded: register the event handler, start the agent's thread, say
+//   HELLO: a member now;
+// * last PMIx_Finalize, before it: deregister (blocking), join the thread, say BYE: no member any
+//   more;
+// * exit without finalize: no answer is begun any more; the server sees the process end (pidfd);
+// * fork: the child has no thread and is no member; it is recognised by its pid;
+// * exec: the new program starts with no state; nothing was inherited but the environment.
+//
+// A program that opens a verbs device without PMIx (perftest, a user's own) is a rank all the same:
+// the library calls PMIx_Init for it then, in the step's own server (srun --mpi=pmix sets the
+// environment), and PMIx_Finalize when it exits. PMIx counts these calls, so that a program that
+// comes to MPI later notices nothing.
 //
 // PMIx_Init returns only after the server has the HELLO (or after a deadline): whoever could open a
 // connection over the device is a member already.
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -33,6 +40,7 @@ namespace {
 constexpr int kRegisterWaitMs = 10'000;
 constexpr int kSendWaitMs = 5'000;
 constexpr int kExitWaitMs = 1'000;
+constexpr char kSlurmNamespace[] = "slurm.pmix.";
 
 class PmixLink final : public RankLink {
  public:
@@ -97,7 +105,7 @@ void at_exit() {
 // Only Slurm's own PMIx server understands the events; under mpirun the servers would send them
 // through the whole job.
 bool served_by_slurm(const pmix_proc_t& self) {
-  return std::strncmp(self.nspace, "slurm.pmix.", 11) == 0;
+  return std::strncmp(self.nspace, kSlurmNamespace, sizeof kSlurmNamespace - 1) == 0;
 }
 
 void begin(State& s, const pmix_proc_t& self) {
@@ -152,6 +160,31 @@ void finalizing() {
   const std::lock_guard lock(s.mutex);
   if (s.depth > 0 && --s.depth == 0) end(s);
 }
+
+void leave_at_exit() {
+  if (state().owner == getpid()) PMIx_Finalize(nullptr, 0);
+}
+
+// Before the process opens its first verbs device.
+void join_for_verbs() {
+  State& s = state();
+  {
+    const std::lock_guard lock(s.mutex);
+    // Already one; or a child that was forked, which does without.
+    if (s.depth > 0 || (s.owner != 0 && s.owner != getpid())) return;
+  }
+  const char* nspace = std::getenv("PMIX_NAMESPACE");
+  if (nspace == nullptr || std::strncmp(nspace, kSlurmNamespace, sizeof kSlurmNamespace - 1) != 0)
+    return;
+  if (dlopen("libpmix.so.2", RTLD_NOW | RTLD_LOCAL) == nullptr) return;
+  pmix_proc_t self{};
+  if (PMIx_Init(&self, nullptr, 0) == PMIX_SUCCESS) std::atexit(leave_at_exit);
+}
+
+const bool joins_for_verbs = [] {
+  verbs::Layer::before_first_open = join_for_verbs;
+  return true;
+}();
 
 template <typename F>
 F real_function(const char* name) {

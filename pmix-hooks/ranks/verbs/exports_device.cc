@@ -56,6 +56,8 @@ R with_real(ibv_device* device, R otherwise, F f) {
 
 ibv_context* open_virtual(ibv_device* device) {
   Layer& layer = Layer::current();
+  if (const auto announce = Layer::before_first_open.load(); announce && !layer.ever_opened)
+    announce();
   const ControlCall call(layer);
   auto context = std::make_unique<VContext>();
   context->layer = &layer;

@@ -62,6 +62,10 @@ class Layer {
 
   std::atomic<bool> ever_opened{false};
 
+  // Called before a device is opened, while the process has opened none, without locks: so that who
+  // holds a device takes part. Any thread; set once, when the library is loaded.
+  static inline std::atomic<void (*)()> before_first_open{nullptr};
+
  private:
   std::mutex immovable_mutex_;
   std::string immovable_;
