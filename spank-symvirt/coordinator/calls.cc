@@ -101,7 +101,8 @@ std::vector<Call> round_calls(const Context& c, const char* method) {
                    {"epoch", c.tx.id},
                    {"round", c.action.round},
                    {"timeout_ms", timeout.count()},
-                   {"lease_ms", c.tx.policy.lease_ms}};
+                   {"lease_ms", c.tx.policy.lease_ms},
+                   {"device_leaves", c.vm.moving}};
     if (!c.tx.payloads.empty()) params["payloads"] = c.tx.payloads;
     calls.push_back(c.guest(c.vm.host(), method, timeout + milliseconds(2'000), std::move(params)));
   }

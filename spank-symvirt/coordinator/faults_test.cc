@@ -191,6 +191,15 @@ TEST(Evacuation, MovesBothVmsAndTellsTheJob) {
   EXPECT_NE(s->world.notes[7].find("moved v1:hv1>"), std::string::npos) << s->world.notes[7];
 }
 
+TEST(Evacuation, RanksAreToldWhetherTheirDeviceLeaves) {
+  auto s = prepare(kScenarios[1]);
+  ASSERT_TRUE(s->begin(evacuation(s->world, {"v1"}, {"v2"})));
+  ASSERT_TRUE(s->run());
+  EXPECT_EQ(last_of(*s).outcome, Outcome::kDone);
+  EXPECT_TRUE(s->world.guests["v1"].device_leaves);
+  EXPECT_FALSE(s->world.guests["v2"].device_leaves);
+}
+
 TEST(Evacuation, WaitsForAHostAndTouchesNothingMeanwhile) {
   auto s = prepare(kScenarios[0]);
   s->world.hosts["hv2"].drained = s->world.hosts["hv3"].drained = true;

@@ -123,6 +123,8 @@ Result<json> FakeWorld::host_method(const std::string& host, const std::string& 
   if (method == "vm.resume") it->second.state = "running";
   if (method == "vm.resume" || method == "vm.migrate_abort") return json::object();
   if (method == "device.detach") {
+    if (guests[vm].rest_epoch != 0 && !guests[vm].device_leaves)
+      broken_.push_back(vm + " loses a device of which its ranks were told that it stays");
     it->second.device = it->second.linked = false;
     return json::object();
   }
@@ -185,6 +187,7 @@ Result<json> FakeWorld::guest_method(const std::string& host, const std::string&
       broken_.push_back(fmt::format("{}: round {} after {}", vm, round, g.rest_round));
     g.highest_epoch = g.rest_epoch = epoch;
     g.rest_round = round;
+    g.device_leaves = params.value("device_leaves", true);
     return json{{"more", round < 2 || endless.count(method) > 0}, {"answers", json::array()}};
   }
   if (method == "job.resume") {

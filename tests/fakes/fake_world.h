@@ -52,6 +52,7 @@ struct FakeGuest {  // follows the VM
   std::int64_t rest_epoch = 0;
   int rest_round = 0;
   std::int64_t highest_epoch = 0;
+  bool device_leaves = true;  // what its ranks were told
   bool let_go = false;
   bool node_started = false;
   bool configured = false;
