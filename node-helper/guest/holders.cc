@@ -199,7 +199,7 @@ std::vector<std::string> refusals(const std::vector<Holder>& holders,
     const std::string who = h.pid == 0 ? h.name : fmt::format("{} (pid {})", h.name, h.pid);
     list.push_back(fmt::format(
         "{} holds {} over the passthrough device and takes no part: {}", who, h.what,
-        h.verbs ? "start it with srun in a --symvirt job, or end it"
+        h.verbs ? "start it with srun --mpi=pmix in a --symvirt job, or end it"
                 : "start ranks with srun --mpi=pmix, end it, or name it in guestd.toml, "
                   "tolerated_holders"));
   }

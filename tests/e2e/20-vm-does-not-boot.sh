@@ -1,7 +1,7 @@
 #!/bin/bash
 # A VM that cannot be given its device: its node is DOWN and says why, nothing is left on the host, Slurm requeues the job, which runs
 # when the administrator has mended the cause and resumed the nodes.
-# deadline: 360
+# deadline: 420
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -18,6 +18,7 @@ any_node_down() { node_is_down v1 || node_is_down v2; }
 requeued() { [ "$(job_field "$job" Restarts)" -ge 1 ]; }
 trap mend EXIT
 
+"$MC" reset --vms # one that runs already needs no device
 cp "$conf" "$conf.kept"
 # The bridge of every device does not exist: libvirt refuses each of them.
 sed -i 's/br-fab/br-gone/' "$conf"
