@@ -137,6 +137,7 @@ int main(int argc, char** argv) {
   int seconds = 0;
   std::uint16_t port = 7000;
   std::string server = "127.0.0.1";
+  std::string until;
   bool no_churn = false;
   CLI::App app("Everything of libibverbs at once, checked byte by byte");
   app.add_option("--rank", rank, "this process")->required();
@@ -151,6 +152,7 @@ int main(int argc, char** argv) {
   app.add_option("--groups", options.groups, "pairs of threads");
   app.add_option("--messages", options.messages, "messages of each link");
   app.add_option("--seconds", seconds, "instead of --messages: until so long (same on all ranks)");
+  app.add_option("--until", until, "instead of --messages: until this file is there");
   app.add_option("--max-bytes", options.max_bytes, "longest message");
   app.add_option("--seed", options.seed, "of everything random (same on all ranks)");
   app.add_option("--patience", options.patience_s, "seconds without progress before giving up");
@@ -158,21 +160,26 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   options.churn = !no_churn;
   options.stop = &stop;
-  if (seconds != 0) options.messages = 0;
+  if (seconds != 0 || !until.empty()) options.messages = 0;
 
   TcpWire wire(rank, size);
   if (!(rank == 0 ? wire.serve(port) : wire.join(server, port))) {
     std::perror("verbs_stress: no connection between the ranks");
     return 1;
   }
+  const auto begin = std::chrono::steady_clock::now();
   std::thread timer;
-  if (seconds != 0) {
-    timer = std::thread([seconds] {
-      std::this_thread::sleep_for(std::chrono::seconds(seconds));
+  if (options.messages == 0) {
+    timer = std::thread([seconds, &until, begin] {
+      const auto over = [&] {
+        if (!until.empty() && access(until.c_str(), F_OK) == 0) return true;
+        return seconds != 0 &&
+               std::chrono::steady_clock::now() - begin >= std::chrono::seconds(seconds);
+      };
+      while (!over()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
       stop = true;
     });
   }
-  const auto begin = std::chrono::steady_clock::now();
   const StressResult result = run_stress(options, wire);
   if (timer.joinable()) timer.join();
   const double took =
