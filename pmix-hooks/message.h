@@ -28,6 +28,14 @@ inline constexpr std::size_t kMaxMessageBytes = 16u << 20;
 using Payloads = std::map<std::string, std::string>;
 inline constexpr std::size_t kMaxPayloadKeyBytes = 64;
 
+// A rank may be several processes (a task that is a script and starts two verbs programs at once):
+// PMIx lets all of them be the same rank, and the pid says which one is meant.
+struct Recipient {
+  std::uint32_t rank = 0;
+  std::int32_t pid = 0;
+  bool operator==(const Recipient&) const = default;
+};
+
 enum class AnswerState {
   kMore,  // not at rest yet (or, at resume, not running yet): needs another round
   kRest,  // at rest: hold me

@@ -127,14 +127,21 @@ TEST(EventInfo, CarriesTheThreeInfosEveryEventNeeds) {
   EXPECT_EQ(event_message(info.data(), info.size()), "hello");
 }
 
-TEST(EventInfo, CustomRangeListsTheRanks) {
-  EventInfo info("x", "slurm.pmix.1.0", {3, 5});
-  const pmix_info_t& range = info.data()[info.size() - 1];
-  ASSERT_STREQ(range.key, PMIX_EVENT_CUSTOM_RANGE);
-  ASSERT_EQ(range.value.data.darray->size, 2u);
-  const auto* procs = static_cast<const pmix_proc_t*>(range.value.data.darray->array);
-  EXPECT_EQ(procs[1].rank, 5u);
-  EXPECT_STREQ(procs[1].nspace, "slurm.pmix.1.0");
+TEST(EventInfo, ListsRanksAndProcessesOfItsRecipients) {
+  EventInfo info("x", "slurm.pmix.1.0", {{3, 300}, {5, 500}});
+  const auto second_of = [&info](const char* key) {
+    for (std::size_t i = 0; i < info.size(); ++i) {
+      const pmix_info_t& one = info.data()[i];
+      if (std::string(one.key) == key && one.value.data.darray->size == 2)
+        return static_cast<const pmix_proc_t*>(one.value.data.darray->array)[1];
+    }
+    return make_proc("none of two", 0);
+  };
+  for (const auto& [key, number] :
+       {std::pair{PMIX_EVENT_CUSTOM_RANGE, 5u}, {PMIX_EVENT_AFFECTED_PROCS, 500u}}) {
+    EXPECT_STREQ(second_of(key).nspace, "slurm.pmix.1.0") << key;
+    EXPECT_EQ(second_of(key).rank, number) << key;
+  }
 }
 
 TEST(PmixApi, IsIncompleteWhereNoPmixIsLoaded) { EXPECT_FALSE(PmixApi::find().complete()); }

@@ -13,8 +13,9 @@ namespace symvirt::hooks {
 namespace {
 
 void copy_text(char* to, const char* from, std::size_t size) {
-  std::strncpy(to, from, size - 1);
-  to[size - 1] = '\0';
+  const std::size_t length = strnlen(from, size - 1);
+  std::memcpy(to, from, length);
+  to[length] = '\0';
 }
 
 template <typename F>
@@ -49,16 +50,31 @@ pmix_proc_t make_proc(const char* nspace, std::uint32_t rank) {
   return proc;
 }
 
-pmix_info_t* EventInfo::add(const char* key, pmix_data_type_t type) {
-  pmix_info_t& info = infos_.emplace_back();
+namespace {
+
+pmix_info_t make_info(const char* key, pmix_data_type_t type) {
+  pmix_info_t info;
   std::memset(&info, 0, sizeof info);
   copy_text(info.key, key, sizeof info.key);
   info.value.type = type;
-  return &info;
+  return info;
+}
+
+// PMIx's server finds the receivers of an event by what they registered for, and gives it to the
+// first process of each rank (src/event/pmix_event_notification.c of 4.2, _notify_client_event: it
+// remembers whom it has told by rank). Before that it leaves out those who want to hear of other
+// "affected processes" only. We affect no process, and write the pid where the rank belongs.
+pmix_proc_t affected_by_pid(const char* nspace, std::int32_t pid) {
+  return make_proc(nspace, static_cast<std::uint32_t>(pid));
+}
+
+}  // namespace
+
+pmix_info_t* EventInfo::add(const char* key, pmix_data_type_t type) {
+  return &infos_.emplace_back(make_info(key, type));
 }
 
 void EventInfo::add_common() {
-  infos_.reserve(4);
   // Without this one, default handlers get the event too: Slurm's kills the step, Open MPI's aborts
   // the job.
   add(PMIX_EVENT_NON_DEFAULT, PMIX_BOOL)->value.data.flag = true;
@@ -69,16 +85,23 @@ void EventInfo::add_common() {
 
 EventInfo::EventInfo(std::string message) : message_(std::move(message)) { add_common(); }
 
+void EventInfo::add_procs(const char* key, Procs& procs) {
+  procs.array.type = PMIX_PROC;
+  procs.array.size = procs.procs.size();
+  procs.array.array = procs.procs.data();
+  add(key, PMIX_DATA_ARRAY)->value.data.darray = &procs.array;
+}
+
 EventInfo::EventInfo(std::string message, const char* nspace,
-                     const std::vector<std::uint32_t>& ranks)
+                     const std::vector<Recipient>& recipients)
     : message_(std::move(message)) {
   add_common();
-  procs_.reserve(ranks.size());
-  for (std::uint32_t rank : ranks) procs_.push_back(make_proc(nspace, rank));
-  array_.type = PMIX_PROC;
-  array_.size = procs_.size();
-  array_.array = procs_.data();
-  add(PMIX_EVENT_CUSTOM_RANGE, PMIX_DATA_ARRAY)->value.data.darray = &array_;
+  for (const Recipient& recipient : recipients) {
+    range_.procs.push_back(make_proc(nspace, recipient.rank));
+    affected_.procs.push_back(affected_by_pid(nspace, recipient.pid));
+  }
+  add_procs(PMIX_EVENT_CUSTOM_RANGE, range_);
+  add_procs(PMIX_EVENT_AFFECTED_PROCS, affected_);
 }
 
 namespace {
@@ -88,7 +111,9 @@ namespace {
 struct Pending {
   std::unique_ptr<EventInfo> info;
   std::vector<pmix_status_t> codes;
+  std::vector<pmix_info_t> directives;
   pmix_proc_t source{};
+  pmix_proc_t affected{};
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
@@ -140,14 +165,22 @@ bool send_event(const PmixApi& api, int code, const pmix_proc_t& source, pmix_da
 }
 
 Registration register_events(const PmixApi& api, std::vector<pmix_status_t> codes,
-                             pmix_notification_fn_t handler, int wait_ms) {
+                             pmix_notification_fn_t handler, int wait_ms,
+                             const pmix_proc_t* self, std::int32_t pid) {
   auto pending = std::make_shared<Pending>();
   pending->codes = std::move(codes);
+  if (self != nullptr) {
+    pending->affected = affected_by_pid(self->nspace, pid);
+    pending->directives.push_back(make_info(PMIX_EVENT_AFFECTED_PROC, PMIX_PROC));
+    pending->directives[0].value.data.proc = &pending->affected;
+  }
   void* reference = hand_over(pending);
   // With a callback the return value only says whether the request was taken (the callback then
   // always comes).
   const pmix_status_t status = api.register_handler(pending->codes.data(), pending->codes.size(),
-                                                    nullptr, 0, handler, registered, reference);
+                                                    pending->directives.data(),
+                                                    pending->directives.size(), handler, registered,
+                                                    reference);
   if (status != PMIX_SUCCESS) {
     take_back(reference);
     return {};

@@ -14,6 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "pmix-hooks/message.h"
+
 namespace symvirt::hooks {
 
 struct PmixApi {
@@ -38,9 +40,9 @@ void* find_pmix_symbol(const char* name);
 class EventInfo {
  public:
   explicit EventInfo(std::string message);
-  // For the listed ranks of nspace only (PMIX_EVENT_CUSTOM_RANGE; use range PMIX_RANGE_CUSTOM with
-  // it).
-  EventInfo(std::string message, const char* nspace, const std::vector<std::uint32_t>& ranks);
+  // For the listed processes of nspace only (PMIX_EVENT_CUSTOM_RANGE; use range PMIX_RANGE_CUSTOM
+  // with it). No rank twice: PMIx gives an event to one process of a rank.
+  EventInfo(std::string message, const char* nspace, const std::vector<Recipient>& recipients);
   EventInfo(const EventInfo&) = delete;
   EventInfo& operator=(const EventInfo&) = delete;
 
@@ -48,12 +50,19 @@ class EventInfo {
   std::size_t size() const { return infos_.size(); }
 
  private:
+  // An array of PMIx's that refers to processes of ours.
+  struct Procs {
+    std::vector<pmix_proc_t> procs;
+    pmix_data_array_t array{};
+  };
+
   pmix_info_t* add(const char* key, pmix_data_type_t type);
   void add_common();
+  void add_procs(const char* key, Procs& procs);
 
   std::string message_;
-  std::vector<pmix_proc_t> procs_;
-  pmix_data_array_t array_{};
+  Procs range_;
+  Procs affected_;
   std::vector<pmix_info_t> infos_;
 };
 
@@ -64,12 +73,14 @@ bool send_event(const PmixApi& api, int code, const pmix_proc_t& source, pmix_da
                 std::unique_ptr<EventInfo> info, int wait_ms);
 
 // Registers a handler and waits (at most wait_ms) until it is in force. Not from within a handler.
+// With a pid, events with recipients reach it only when that process is one of them.
 struct Registration {
   bool ok = false;
   std::size_t id = 0;
 };
 Registration register_events(const PmixApi& api, std::vector<pmix_status_t> codes,
-                             pmix_notification_fn_t handler, int wait_ms);
+                             pmix_notification_fn_t handler, int wait_ms,
+                             const pmix_proc_t* self = nullptr, std::int32_t pid = 0);
 
 pmix_proc_t make_proc(const char* nspace, std::uint32_t rank);
 // The text of our info in a received event, or nothing. Points into the event.

@@ -114,7 +114,7 @@ void begin(State& s, const pmix_proc_t& self) {
   auto session = std::make_unique<Session>(api, self, s.owner);
   s.receiver = &session->agent;
   session->registration =
-      register_events(api, {kEventQuiesce, kEventResume}, on_event, kRegisterWaitMs);
+      register_events(api, {kEventQuiesce, kEventResume}, on_event, kRegisterWaitMs, &self, s.owner);
   if (!session->registration.ok || !session->agent.start()) {
     // No HELLO: the rank is no member, and if it uses the device the plan phase refuses, naming it.
     if (session->registration.ok)

@@ -6,9 +6,11 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "pmix-hooks/message.h"
@@ -83,14 +85,23 @@ void PmixEvents::close() {
   holder().sink = nullptr;
 }
 
-Status PmixEvents::send(int code, const std::string& nspace,
-                        const std::vector<std::uint32_t>& ranks, std::string message) {
-  auto info = std::make_unique<EventInfo>(std::move(message), nspace.c_str(), ranks);
+Status PmixEvents::send(int code, const std::string& nspace, std::vector<Recipient> recipients,
+                        const std::string& message) {
   // The server itself is the source; PMIx fills in nothing for a null one in every version, so it
   // is said.
   const pmix_proc_t source = make_proc(nspace.c_str(), PMIX_RANK_UNDEF);
-  if (send_event(api_, code, source, PMIX_RANGE_CUSTOM, std::move(info), 0)) return {};
-  return Error{Code::kInternal, "event " + std::to_string(code) + " not sent: PMIx refused it"};
+  while (!recipients.empty()) {  // almost always once
+    std::set<std::uint32_t> ranks;
+    const auto again = std::stable_partition(
+        recipients.begin(), recipients.end(),
+        [&ranks](const Recipient& recipient) { return ranks.insert(recipient.rank).second; });
+    auto info = std::make_unique<EventInfo>(message, nspace.c_str(),
+                                            std::vector(recipients.begin(), again));
+    if (!send_event(api_, code, source, PMIX_RANGE_CUSTOM, std::move(info), 0))
+      return Error{Code::kInternal, "event " + std::to_string(code) + " not sent: PMIx refused it"};
+    recipients.erase(recipients.begin(), again);
+  }
+  return {};
 }
 
 int set_nodelay_on_loopback() {

@@ -38,8 +38,8 @@ class PmixEvents {
   void close();
   bool is_open() const { return registration_.ok; }
   // kInternal when PMIx refuses. Does not wait: the ranks' answers are what counts.
-  Status send(int code, const std::string& nspace, const std::vector<std::uint32_t>& ranks,
-              std::string message);
+  Status send(int code, const std::string& nspace, std::vector<Recipient> recipients,
+              const std::string& message);
 
  private:
   PmixApi api_;

@@ -254,7 +254,7 @@ void StepAgent::perform(Effects effects) {
 
 void StepAgent::perform_one(const SendCommand& effect) {
   const Status sent =
-      events_.send(effect.code, nspace_, effect.ranks, encode_command(effect.command));
+      events_.send(effect.code, nspace_, effect.recipients, encode_command(effect.command));
   if (!sent)
     log_warning(sent.error().message);  // the ranks' answers stay out, and the deadline says whose
 }

@@ -48,7 +48,7 @@ void StepCore::ask(Effects& effects, const std::vector<std::int32_t>& pids, int 
   for (std::int32_t pid : pids) {
     Member& member = members_.at(pid);
     member.state = code == kEventQuiesce ? MemberState::kAsked : MemberState::kResuming;
-    send.ranks.push_back(member.rank);
+    send.recipients.push_back({member.rank, pid});
   }
   effects.emplace_back(std::move(send));
 }

@@ -29,7 +29,7 @@ namespace symvirt::hooks {
 // Effects, to be performed in order.
 struct SendCommand {
   int code = 0;  // kEventQuiesce or kEventResume
-  std::vector<std::uint32_t> ranks;
+  std::vector<Recipient> recipients;
   Command command;
   bool operator==(const SendCommand&) const = default;
 };

@@ -52,7 +52,7 @@ struct StepCoreTest : testing::Test {
 TEST_F(StepCoreTest, HoldsARankOnlyAfterItsOwnAnswer) {
   const Effects asked = core.quiesce(request("q", 1, 1));
   ASSERT_EQ(asked.size(), 1u);
-  EXPECT_EQ(std::get<SendCommand>(asked[0]), (SendCommand{kEventQuiesce, {0, 1}, {1, 1, {}}}));
+  EXPECT_EQ(std::get<SendCommand>(asked[0]), (SendCommand{kEventQuiesce, {{0, 100}, {1, 101}}, {1, 1, {}}}));
   EXPECT_THAT(core.stopped(100), IsEmpty());  // not told to stop, so nothing of ours
   EXPECT_EQ(of<StopProcess>(rest(100)), std::vector{StopProcess{100}});
   EXPECT_THAT(core.stopped(100), IsEmpty());
@@ -102,7 +102,7 @@ TEST_F(StepCoreTest, MoreIsAskedAgainInTheNextRoundWithThePayloads) {
   // The held one is stopped once more: somebody may have continued it.
   EXPECT_EQ(of<StopProcess>(second), std::vector{StopProcess{100}});
   EXPECT_EQ(of<SendCommand>(second),
-            (std::vector{SendCommand{kEventQuiesce, {1}, {1, 2, {{"1", "x"}}}}}));
+            (std::vector{SendCommand{kEventQuiesce, {{1, 101}}, {1, 2, {{"1", "x"}}}}}));
   core.stopped(100);
   rest(101, 1, 2);
   const auto reply = of<Reply>(core.stopped(101));
@@ -136,7 +136,7 @@ TEST_F(StepCoreTest, ResumeInTwoRounds) {
   EXPECT_TRUE(core.epoch_at_rest().has_value());
   const Effects second = core.resume(request("r2", 1, 2, {{"1", "qpn"}}));
   EXPECT_EQ(of<SendCommand>(second),
-            (std::vector{SendCommand{kEventResume, {1}, {1, 2, {{"1", "qpn"}}}}}));
+            (std::vector{SendCommand{kEventResume, {{1, 101}}, {1, 2, {{"1", "qpn"}}}}}));
   EXPECT_EQ(of<Reply>(done(101, 1, 2)).size(), 1u);
   EXPECT_FALSE(core.epoch_at_rest().has_value());
 }
@@ -147,7 +147,7 @@ TEST_F(StepCoreTest, AResumeAskedForAgainAsksOnlyWhoHasNotAnswered) {
   core.answer({1, 1, 100, AnswerState::kMore, "qpn"});
   ASSERT_EQ(of<Reply>(core.deadline("r1")).size(), 1u);
   EXPECT_EQ(of<SendCommand>(core.resume(request("r2", 1, 1))),
-            (std::vector{SendCommand{kEventResume, {1}, {1, 1, {}}}}));
+            (std::vector{SendCommand{kEventResume, {{1, 101}}, {1, 1, {}}}}));
 }
 
 TEST_F(StepCoreTest, ResumeOfWhatIsNotAtRestSucceedsAtOnce) {
@@ -189,7 +189,7 @@ TEST_F(StepCoreTest, DeadlineNamesWhoIsMissing) {
   EXPECT_THAT(core.deadline("q"), IsEmpty());
   // Given up: the resume reaches also the one that never answered.
   const Effects effects = core.resume(request("r", 1, 1));
-  EXPECT_EQ(of<SendCommand>(effects)[0].ranks, (std::vector<std::uint32_t>{0, 1}));
+  EXPECT_EQ(of<SendCommand>(effects)[0].recipients, (std::vector<Recipient>{{0, 100}, {1, 101}}));
 }
 
 TEST_F(StepCoreTest, LateAnswerAfterTheDeadlineStillHolds) {
@@ -251,7 +251,7 @@ TEST_F(StepCoreTest, NewMemberDuringAQuiesceIsPartOfIt) {
   rest(101);
   const auto asked = of<SendCommand>(core.hello(2, 102));
   ASSERT_EQ(asked.size(), 1u);
-  EXPECT_EQ(asked[0].ranks, std::vector<std::uint32_t>{2});
+  EXPECT_EQ(asked[0].recipients, (std::vector<Recipient>{{2, 102}}));
   EXPECT_THAT(core.stopped(101), IsEmpty());  // the new one is waited for
   rest(102);
   EXPECT_EQ(of<Reply>(core.stopped(102))[0].result->held, 3u);
@@ -273,7 +273,7 @@ TEST_F(StepCoreTest, StepThatComesWhileTheJobIsAtRestIsQuiesced) {
   ASSERT_EQ(asked.size(), 1u);
   EXPECT_EQ(asked[0].command.epoch, 3u);
   // Those that said HELLO before guestd's answer came, too.
-  EXPECT_EQ(of<SendCommand>(core.rest_expected(3))[0].ranks, (std::vector<std::uint32_t>{0, 1}));
+  EXPECT_EQ(of<SendCommand>(core.rest_expected(3))[0].recipients, (std::vector<Recipient>{{0, 100}, {1, 101}}));
 }
 
 TEST_F(StepCoreTest, RegistrationAfterGuestdsRestartChangesNothing) {
@@ -323,8 +323,8 @@ TEST(StepCoreProperty, AnyOrderOfEvents) {
         } else if (const auto* reply = std::get_if<Reply>(&effect)) {
           ASSERT_EQ(open.erase(reply->id), 1u) << reply->id;
         } else if (std::get<SendCommand>(effect).code == kEventQuiesce) {
-          for (std::uint32_t rank : std::get<SendCommand>(effect).ranks)
-            answered.erase(static_cast<int>(rank) + 100);
+          for (const Recipient& recipient : std::get<SendCommand>(effect).recipients)
+            answered.erase(recipient.pid);
         }
       }
     };

@@ -443,6 +443,22 @@ class InAVm(Case):
             self.assertEqual(status, 0, f"{mode}: {out}{err}")
             self.assertIn(f"pid {pid} ready", out)
 
+    def test_two_processes_of_one_rank(self):
+        """PMIx gives an event to one process of a rank only; each is brought to rest all the same."""
+        run = Run("bash", "-c", f"for i in 1 2 3; do {options.client} cycle 3 & done; wait", nodes=1, tasks=1, members=1)
+        (step,) = run.steps
+        members = lambda: sorted(m["pid"] for m in step.call("step.members")["members"])
+        bed.wait(lambda: len(members()) == 3, 10, "three members")
+        for _ in range(2):
+            answers, held, _ = run.quiesce(self.next_epoch())
+            self.assertEqual((sorted(a["pid"] for a in answers), held), (members(), 3))
+            for pid in members():
+                self.assertEqual(set(thread_states(pid)), {"T"})
+            answers, _ = run.resume(self.epoch)
+            self.assertEqual([(a["rank"], a["state"]) for a in answers], [(0, "done")] * 3)
+        status, out, err = run.finish()
+        self.assertEqual((status, out.count("done")), (0, 3), out + err)
+
     def test_program_that_replaced_a_member_is_named_at_the_deadline(self):
         run = Run(options.client, "exec", "1.5", nodes=1, tasks=1)
         time.sleep(0.2)

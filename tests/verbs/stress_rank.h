@@ -68,7 +68,7 @@ class Rank {
   int poll_once(Group& group, ibv_cq* cq);
   void sleep_for_events(Group& group);
   void churn_loop();
-  bool churn_once(Random& random);
+  const char* churn_once(Random& random);
   void async_loop();
   bool wait_for_links(bool (*done)(const Link&, std::uint64_t sent), const char* what);
 

@@ -57,9 +57,10 @@ void tear_down(Layer& layer);
 // Or, where the device stays: keeps all that. Marks the queue pairs of which the other end goes.
 void keep_devices(Layer& layer, const Statements& statements);
 
-// why.cc: for people, what keeps this process from being at rest (or running again); empty: nothing
+// why.cc: for people. What keeps this process from being at rest (or running again); empty: nothing
 // of its own.
 std::string what_is_waited_for(Layer& layer, const Statements& statements);
+std::string name_of(const VQp& qp);
 
 // resume.cc
 // -------------------------------------------------------------------------------------------

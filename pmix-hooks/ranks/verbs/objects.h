@@ -234,6 +234,7 @@ struct VContext {
   QpTable numbers;
   std::unique_ptr<KeyTable> lkeys;  // carried ones; null before the first move
   int wake = -1;
+  std::string trouble;  // what the device refused in the last attempt of a resume; for people
   std::deque<ibv_async_event> soft_async;  // under Layer::held_mutex
   std::size_t place = 0;
 };

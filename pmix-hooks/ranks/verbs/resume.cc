@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cerrno>
+#include <string>
+#include <system_error>
 #include <thread>
 
 #include "pmix-hooks/ranks/verbs/addresses.h"
@@ -13,6 +16,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLookAgain{20};
+
+std::string reason(int error) { return std::generic_category().message(error); }
 
 bool wants_connection(const VQp& qp) {
   const ibv_qp_state state = qp.pub.state;
@@ -69,21 +74,26 @@ bool make_qp(VContext& context, VQp& qp) {
 }
 
 bool make_objects(VContext& context) {
-  const auto all = [](auto& list, auto make) {
-    return std::all_of(list.begin(), list.end(),
-                       [&](auto* object) { return object->real != nullptr || make(*object); });
+  const auto all = [&context](const char* what, auto& list, auto make) {
+    for (auto* object : list) {
+      if (object->real != nullptr || make(*object)) continue;
+      context.trouble = std::string("no new ") + what + ": " + reason(errno);
+      return false;
+    }
+    return true;
   };
   const auto make_pd = [&](VPd& pd) {
     pd.real = real_verbs()->alloc_pd(context.real);
     return pd.real != nullptr;
   };
-  if (!all(context.pds, make_pd)) return false;
-  if (!all(context.mrs, [](VMr& mr) { return make_real_mr(mr, of(mr.pub.pd)->real); }))
-    return false;
-  if (!all(context.channels, [&](VChannel& c) { return make_channel(context, c); })) return false;
-  if (!all(context.cqs, [&](VCq& cq) { return make_cq(context, cq); })) return false;
-  if (!all(context.srqs, make_real_srq)) return false;
-  return all(context.qps, [&](VQp& qp) { return make_qp(context, qp); });
+  const auto make_mr = [](VMr& mr) { return make_real_mr(mr, of(mr.pub.pd)->real); };
+  return all("protection domain", context.pds, make_pd) &&
+         all("memory region", context.mrs, make_mr) &&
+         all("completion channel", context.channels,
+             [&](VChannel& channel) { return make_channel(context, channel); }) &&
+         all("completion queue", context.cqs, [&](VCq& cq) { return make_cq(context, cq); }) &&
+         all("shared receive queue", context.srqs, make_real_srq) &&
+         all("queue pair", context.qps, [&](VQp& qp) { return make_qp(context, qp); });
 }
 
 void make_key_table(VContext& context) {
@@ -93,6 +103,7 @@ void make_key_table(VContext& context) {
 }
 
 bool reopen_context(VContext& context) {
+  context.trouble.clear();
   if (context.real == nullptr) {
     if (!open_a_device(context)) return false;
     if (!put_into_event_fd(context.pub.async_fd, context.real->async_fd)) return false;
@@ -119,9 +130,9 @@ void reset_counts(VQp& qp) {
   qp.recvs.real = qp.recvs.tail;
 }
 
-bool post_waiting_receives(VQp& qp) {
-  if (qp.srq != nullptr || qp.pub.state == IBV_QPS_RESET) return true;
-  return post_receives(qp, qp.recvs.real, qp.recvs.head) == 0;
+int post_waiting_receives(VQp& qp) {
+  if (qp.srq != nullptr || qp.pub.state == IBV_QPS_RESET) return 0;
+  return post_receives(qp, qp.recvs.real, qp.recvs.head);
 }
 
 bool post_waiting_srq(VSrq& srq) {
@@ -149,17 +160,18 @@ bool peer_is_rebuilt(const VQp& qp, const Directory& directory) {
   return found && (found->qp->flags & kQpRebuild) != 0;
 }
 
-bool connect_qp(VQp& qp, std::uint64_t epoch) {
-  if (!qp.rebuild || qp.pub.state == IBV_QPS_RESET) return true;
-  if (to_reset(qp) != 0) return false;
+int connect_qp(VQp& qp, std::uint64_t epoch) {
+  if (!qp.rebuild || qp.pub.state == IBV_QPS_RESET) return 0;
+  if (const int error = to_reset(qp)) return error;
   reset_counts(qp);
   qp.psn_shift = psn_shift(qp, epoch);
+  if (const int error = to_init(qp)) return error;
+  // Not before: the kernel lets no queue pair go from RESET to ERR (ib_modify_qp_is_ok).
   if (qp.pub.state == IBV_QPS_ERR || qp.errored) {
-    if (to_error(qp) != 0) return false;
-    return post_waiting_receives(qp);
+    if (const int error = to_error(qp)) return error;
   }
-  if (to_init(qp) != 0 || !post_waiting_receives(qp)) return false;
-  return !wants_connection(qp) || to_ready_to_receive(qp) == 0;
+  if (const int error = post_waiting_receives(qp)) return error;
+  return wants_connection(qp) ? to_ready_to_receive(qp) : 0;
 }
 
 // Also for connections that stay: the tables are new.
@@ -182,12 +194,18 @@ bool renew(VAh& ah, const Directory& directory) {
 
 bool connect_context(VContext& context, std::uint64_t epoch) {
   const Directory& directory = *context.layer->directory;
+  context.trouble.clear();
   for (VAh* ah : context.ahs) {
-    if (!renew(*ah, directory)) return false;
+    if (renew(*ah, directory)) continue;
+    context.trouble = "no new address handle: " + reason(errno);
+    return false;
   }
   for (VQp* qp : context.qps) {
     if (peer_is_rebuilt(*qp, directory)) qp->rebuild = true;
-    if (!connect_qp(*qp, epoch)) return false;
+    if (const int error = connect_qp(*qp, epoch)) {
+      context.trouble = name_of(*qp) + " is not connected anew: " + reason(error);
+      return false;
+    }
     find_keys(*qp);
   }
   return std::all_of(context.srqs.begin(), context.srqs.end(),
@@ -247,7 +265,7 @@ bool run_again(Layer& layer, const Patience& patience) {
         // Broken since it was connected, by the peer's first message: what waits is flushed.
         if (to_ready_to_send(*qp) != 0) to_error(*qp);
       }
-      for (VQp* qp : context->qps) all = post_waiting_receives(*qp) && all;
+      for (VQp* qp : context->qps) all = post_waiting_receives(*qp) == 0 && all;
       for (VSrq* srq : context->srqs) all = post_waiting_srq(*srq) && all;
     }
     // Last: some may have to wait for room, and peers' sends wait for those receives.

@@ -91,6 +91,38 @@ TEST_F(VerbsLayer, NewObjectsAfterAMoveDoNotCollideWithCarriedOnes) {
   }
 }
 
+TEST_F(VerbsLayer, RegionsWithoutAKeyForOthersComeAndGo) {
+  pair(IBV_QPT_RC);
+  std::vector<ibv_mr*> own;
+  for (int round = 0; round < 4; ++round) {
+    p[0].act();
+    own.push_back(ibv_reg_mr(p[0].pd, p[0].memory.data(), 64, IBV_ACCESS_LOCAL_WRITE));
+    ASSERT_NE(own.back(), nullptr) << round;
+    EXPECT_EQ(own.back()->rkey, 0u);
+    move();
+  }
+  for (ibv_mr* mr : own) EXPECT_EQ(ibv_dereg_mr(mr), 0);
+}
+
+// Work in a stopped queue pair is flushed wherever that is; and it stays stopped.
+TEST_F(VerbsLayer, AStoppedQueuePairStaysStopped) {
+  pair(IBV_QPT_RC);
+  ibv_qp_attr attr{};
+  attr.qp_state = IBV_QPS_ERR;
+  p[0].act();
+  ASSERT_EQ(ibv_modify_qp(q[0], &attr, IBV_QP_STATE), 0);
+  for (int round = 0; round < 3; ++round) {
+    move();
+    EXPECT_EQ(p[0].receive(q[0], 5, 0, 8), 0);
+    const ibv_wc wc = p[0].next();
+    EXPECT_EQ(wc.wr_id, 5u);
+    EXPECT_EQ(wc.status, IBV_WC_WR_FLUSH_ERR);
+    ibv_qp_init_attr init{};
+    ASSERT_EQ(ibv_query_qp(q[0], &attr, IBV_QP_STATE, &init), 0);
+    EXPECT_EQ(attr.qp_state, IBV_QPS_ERR);
+  }
+}
+
 TEST_F(VerbsLayer, DatagramsFollowTheirDestination) {
   q[0] = p[0].make(IBV_QPT_UD);
   p[1].make(IBV_QPT_UD);  // so that the numbers of both sides differ

@@ -17,12 +17,6 @@ std::string hex(std::uint32_t number) {
   return text;
 }
 
-std::string name_of(const VQp& qp) {
-  std::string text = "queue pair " + hex(qp.pub.qp_num);
-  if (is_connected(qp)) text += " to " + hex(qp.attr.dest_qp_num);
-  return text;
-}
-
 // Sends the peer has not received, by its count.
 std::uint64_t not_received(VQp& qp, const QpStatement& peer) {
   std::uint64_t sent = qp.sends.consumed;
@@ -59,6 +53,12 @@ std::string waiting(VQp& qp, const Directory& directory) {
 
 }  // namespace
 
+std::string name_of(const VQp& qp) {
+  std::string text = "queue pair " + hex(qp.pub.qp_num);
+  if (is_connected(qp)) text += " to " + hex(qp.attr.dest_qp_num);
+  return text;
+}
+
 std::string what_is_waited_for(Layer& layer, const Statements& statements) {
   const Directory directory(statements);
   std::string text;
@@ -73,6 +73,7 @@ std::string what_is_waited_for(Layer& layer, const Statements& statements) {
       add("no device yet in place of " + context->device_name);
       continue;
     }
+    if (!context->trouble.empty()) add(context->device_name + ": " + context->trouble);
     for (VQp* qp : context->qps) {
       if (const std::string what = waiting(*qp, directory); !what.empty())
         add(name_of(*qp) + ": " + what);

@@ -214,8 +214,12 @@ int dealloc_pd(ibv_pd* public_pd) {
 void give_keys(Device& device, Mr& mr) {
   const std::lock_guard lock(device.mr_lock);
   mr.lkey = device.next_key++ << 8;
-  mr.rkey = mr.lkey | (device.spec.distinct_rkeys ? 0x55 : 0);
   device.lkeys.emplace(mr.lkey, &mr);
+  constexpr unsigned kRemote =
+      IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC;
+  mr.rkey = 0;  // as on soft-RoCE, when nobody else may use it
+  if ((mr.access & kRemote) == 0) return;
+  mr.rkey = mr.lkey | (device.spec.distinct_rkeys ? 0x55 : 0);
   device.rkeys.emplace(mr.rkey, &mr);
 }
 

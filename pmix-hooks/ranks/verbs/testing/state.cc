@@ -51,7 +51,8 @@ Allowed from_sqd(ibv_qp_type type, ibv_qp_state to) {
 }
 
 Allowed allowed(ibv_qp_type type, ibv_qp_state from, ibv_qp_state to) {
-  if (to == IBV_QPS_RESET || to == IBV_QPS_ERR) return {true, 0, 0};
+  // From RESET there is no way to ERR (the kernel's ib_modify_qp_is_ok).
+  if (to == IBV_QPS_RESET || (to == IBV_QPS_ERR && from != IBV_QPS_RESET)) return {true, 0, 0};
   switch (from) {
     case IBV_QPS_RESET:
       if (to != IBV_QPS_INIT) return {};
