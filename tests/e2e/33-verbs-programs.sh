@@ -1,7 +1,7 @@
 #!/bin/bash
 # Plain verbs programs that know neither MPI nor PMIx, started by srun from a shell script: four pairs at once, of ping-pongs with events and
 # with a shared receive queue, RDMA writes and atomics. Their VMs are moved, one and then both: all of them end as if nothing had been.
-# deadline: 420
+# deadline: 600
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -30,9 +30,9 @@ try() {
   srun --overlap --overcommit -N2 -n2 --ntasks-per-node=1 --mpi=pmix ./pair.sh "$address" $port "$@" > "verbs-$SLURM_JOB_ID-$1.out" 2>&1
   echo "$1 rc=$?"
 }
-try ibv_rc_pingpong -d rxe_eth0 -g 1 -e -c -n 10000 &
+try ibv_rc_pingpong -d rxe_eth0 -g 1 -e -c -n 4000 &
 ((port++))
-try ibv_srq_pingpong -d rxe_eth0 -g 1 -q 4 -n 10000 &
+try ibv_srq_pingpong -d rxe_eth0 -g 1 -q 4 -n 6000 &
 ((port++))
 try ib_write_bw -d rxe_eth0 -x 1 -n 12000 &
 ((port++))
@@ -60,7 +60,7 @@ for vm in "${VMS[@]}"; do
 done
 one_copy_each
 say "v3 on $(vm_host v3), v4 on $(vm_host v4); still running: $(running v3), $(running v4)"
-wait_job_end "$job" 180
+wait_job_end "$job" 300
 for program in "${programs[@]}"; do
   grep -qx "$program rc=0" "$HOME_DIR/verbs-$job.out" ||
     fail "$program: $(cat "$HOME_DIR/verbs-$job.out" "$HOME_DIR/verbs-$job-$program.out")"

@@ -176,7 +176,7 @@ cmd_reset() {
   done
   for m in "${MC_HOSTS[@]}"; do wait_until 60 "$m to be usable" host_is_usable "$m" || exit 1; done
 }
-vm_is_settled() { ! in_machine ctl scontrol -o show node "$1" | grep -qE 'State=[^ ]*(POWERING_|COMPLETING)'; }
+vm_is_settled() { ! in_machine ctl scontrol -o show node "$1" | grep -qE 'State=[^ ]*(POWERING_|POWER_DOWN|COMPLETING)'; }
 vm_needs_resume() { in_machine ctl scontrol -o show node "$1" | grep -qE 'State=[^ ]*(DRAIN|DOWN(\+| |\*))'; }
 no_user_jobs() { [ -z "$(in_machine ctl squeue -h -u mpiuser -o %i)" ]; }
 host_is_usable() { in_machine ctl sinfo -h -n "$1" -o %T | grep -qE '^(idle|mixed|allocated)$'; }
