@@ -16,6 +16,7 @@ namespace symvirt::hooks {
 // Event codes. All below PMIX_EXTERNAL_ERR_BASE (-3000): PMIx treats everything above as its own.
 inline constexpr int kEventQuiesce = -5310;
 inline constexpr int kEventResume = -5311;
+inline constexpr int kEventPeers = -5312;
 inline constexpr int kEventHello = -5320;
 inline constexpr int kEventAnswer = -5321;
 inline constexpr int kEventBye = -5322;
@@ -44,7 +45,8 @@ enum class AnswerState {
 
 std::string_view state_name(AnswerState state);
 
-// Server to rank: QUIESCE and RESUME.
+// Server to rank: QUIESCE and RESUME. Also PEERS, which is not answered: what the job's processes said
+// at the end of the last resume (maybe nothing), for one that had no part in it.
 struct Command {
   std::uint64_t epoch = 0;
   std::uint32_t round = 0;

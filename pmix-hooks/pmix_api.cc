@@ -13,9 +13,7 @@ namespace symvirt::hooks {
 namespace {
 
 void copy_text(char* to, const char* from, std::size_t size) {
-  const std::size_t length = strnlen(from, size - 1);
-  std::memcpy(to, from, length);
-  to[length] = '\0';
+  to[std::string_view(from).copy(to, size - 1)] = '\0';
 }
 
 template <typename F>

@@ -75,6 +75,9 @@ struct Transactions::Job {
     Json result;
   };
   std::optional<Done> done;
+  // What each process of the job said last in the last resume, for steps that come later.
+  Json peers = Json::object();
+  Epoch peers_epoch = 0;
   std::int64_t pauses_begun_ns = 0;
   std::uint64_t rest_begun_ms = 0;  // first round of the quiesce that we saw
   Handle lease;
@@ -167,7 +170,14 @@ void Transactions::resume(const RoundParams& p, Reply reply) {
            job.done->round == p.round;
   };
   if (repeated()) return reply(job.done->result);
-  if (job.record.at_rest != p.epoch) return reply(nobody);
+  if (job.record.at_rest != p.epoch) {
+    // Through with it here, where nobody had anything to say; on other VMs they go on.
+    if (p.epoch == job.record.highest && !p.payloads.empty()) {
+      remember_peers(job, p);
+      pass_peers_on(p);
+    }
+    return reply(nobody);
+  }
   if (job.running && !job.running->quiesce) {  // the same again, or guestd's own after the lease
     job.running->replies.push_back(std::move(reply));
     return;
@@ -180,8 +190,23 @@ void Transactions::resume(const RoundParams& p, Reply reply) {
   start_round(job, false, p, std::move(reply));
 }
 
+void Transactions::remember_peers(Job& job, const RoundParams& p) {
+  if (std::exchange(job.peers_epoch, p.epoch) != p.epoch) job.peers = Json::object();
+  for (const auto& [process, payload] : p.payloads.items()) {
+    if (payload.is_string() && payload != "") job.peers[process] = payload;
+  }
+}
+
+// Nothing depends on it before the next verbs device is opened here.
+void Transactions::pass_peers_on(const RoundParams& p) {
+  for (const StepInfo& step : steps_.steps_of(p.job)) {
+    steps_.call(step.key, "step.resume", step_params(p, p.timeout), p.timeout, [](Result<Json>) {});
+  }
+}
+
 void Transactions::start_round(Job& job, bool quiesce, const RoundParams& p, Reply reply) {
   const std::vector<StepInfo> steps = steps_.steps_of(p.job);
+  if (!quiesce) remember_peers(job, p);
   job.running = std::make_unique<Round>();
   Round& round = *job.running;
   round.quiesce = quiesce;
@@ -499,7 +524,9 @@ Json Transactions::registered(const StepInfo& step) {
     resume_straggler(step);
   }
   forget_old_jobs();
-  return {{"epoch", record.highest}, {"at_rest", record.at_rest != 0}};
+  Json out = {{"epoch", record.highest}, {"at_rest", record.at_rest != 0}};
+  if (!job.peers.empty()) out["peers"] = job.peers;
+  return out;
 }
 
 // The job was resumed while this step's connection was down: its ranks are held for an epoch that

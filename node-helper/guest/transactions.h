@@ -81,6 +81,8 @@ class Transactions {
   struct Job;
 
   Job& job_of(JobId id);
+  static void remember_peers(Job& job, const RoundParams& p);
+  void pass_peers_on(const RoundParams& p);
   void start_round(Job& job, bool quiesce, const RoundParams& p, Reply reply);
   void ask_step(bool quiesce, const Json& params, const StepInfo& step, std::uint64_t serial,
                 Milliseconds timeout);

@@ -571,5 +571,44 @@ TEST_F(TransactionsTest, AStepThatMissedTheResumeIsResumed) {
   EXPECT_EQ(steps.asked[0].params["epoch"], 5);
 }
 
+TEST_F(TransactionsTest, AStepThatComesAfterAResumeHearsWhatWasSaidInIt) {
+  steps.add(7, 0);
+  rest(5);
+  Got first, second;
+  RoundParams one = round(5, 1);
+  one.payloads = {{"7.0.0.10", "old"}, {"7.0.1.11", "said once"}};
+  transactions.resume(one, first);
+  steps.answer("more");
+  RoundParams two = round(5, 2);
+  two.payloads = {{"7.0.0.10", "new"}, {"7.0.1.11", ""}};
+  transactions.resume(two, second);
+  steps.answer("running");
+  ASSERT_TRUE(second.ok());
+  StepInfo later = steps.steps[0];
+  later.key.step = 1;
+  EXPECT_EQ(transactions.registered(later)["peers"],
+            (Json{{"7.0.0.10", "new"}, {"7.0.1.11", "said once"}}));
+  rest(6);
+  Got third;
+  transactions.resume(round(6, 1), third);
+  EXPECT_FALSE(transactions.registered(later).contains("peers")) << "of a resume that is over";
+  steps.answer("running");
+}
+
+TEST_F(TransactionsTest, WhatOthersSayAfterOurRanksRunIsPassedOn) {
+  steps.add(7, 0);
+  rest(5);
+  Got first, second;
+  transactions.resume(round(5, 1), first);
+  steps.answer("running");
+  RoundParams two = round(5, 2);
+  two.payloads = {{"7.0.0.10", "there"}};
+  transactions.resume(two, second);
+  EXPECT_TRUE(second.ok());
+  ASSERT_EQ(steps.methods(), std::vector<std::string>{"step.resume"});
+  EXPECT_EQ(steps.asked[0].params["payloads"], two.payloads);
+  EXPECT_EQ(transactions.registered(steps.steps[0])["peers"], two.payloads);
+}
+
 }  // namespace
 }  // namespace symvirt::guest

@@ -40,6 +40,7 @@ namespace {
 constexpr int kRegisterWaitMs = 10'000;
 constexpr int kSendWaitMs = 5'000;
 constexpr int kExitWaitMs = 1'000;
+constexpr int kPeersWaitMs = 3'000;
 constexpr char kSlurmNamespace[] = "slurm.pmix.";
 
 class PmixLink final : public RankLink {
@@ -114,7 +115,8 @@ void begin(State& s, const pmix_proc_t& self) {
   auto session = std::make_unique<Session>(api, self, s.owner);
   s.receiver = &session->agent;
   session->registration =
-      register_events(api, {kEventQuiesce, kEventResume}, on_event, kRegisterWaitMs, &self, s.owner);
+      register_events(api, {kEventQuiesce, kEventResume, kEventPeers}, on_event,
+                      kRegisterWaitMs, &self, s.owner);
   if (!session->registration.ok || !session->agent.start()) {
     // No HELLO: the rank is no member, and if it uses the device the plan phase refuses, naming it.
     if (session->registration.ok)
@@ -165,20 +167,29 @@ void leave_at_exit() {
   if (state().owner == getpid()) PMIx_Finalize(nullptr, 0);
 }
 
-// Before the process opens its first verbs device.
-void join_for_verbs() {
+// False: there is nothing to join.
+bool join() {
   State& s = state();
   {
     const std::lock_guard lock(s.mutex);
-    // Already one; or a child that was forked, which does without.
-    if (s.depth > 0 || (s.owner != 0 && s.owner != getpid())) return;
+    if (s.owner != 0 && s.owner != getpid()) return false;  // a forked child does without
+    if (s.depth > 0) return true;
   }
   const char* nspace = std::getenv("PMIX_NAMESPACE");
   if (nspace == nullptr || std::strncmp(nspace, kSlurmNamespace, sizeof kSlurmNamespace - 1) != 0)
-    return;
-  if (dlopen("libpmix.so.2", RTLD_NOW | RTLD_LOCAL) == nullptr) return;
+    return false;
+  if (dlopen("libpmix.so.2", RTLD_NOW | RTLD_LOCAL) == nullptr) return false;
   pmix_proc_t self{};
-  if (PMIx_Init(&self, nullptr, 0) == PMIX_SUCCESS) std::atexit(leave_at_exit);
+  if (PMIx_Init(&self, nullptr, 0) != PMIX_SUCCESS) return false;
+  std::atexit(leave_at_exit);
+  return true;
+}
+
+// Before the process opens its first verbs device: it is a member, and knows where the others are,
+// who may have moved already.
+void join_for_verbs() {
+  if (!join()) return;
+  if (RankAgent* agent = state().receiver.load()) agent->await_peers(kPeersWaitMs);
 }
 
 const bool joins_for_verbs = [] {

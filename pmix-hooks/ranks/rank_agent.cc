@@ -45,6 +45,12 @@ void RankAgent::say_immovable(const std::string& why) {
   deliver(kEventHello, encode_presence(pid_, why));
 }
 
+void RankAgent::await_peers(int wait_ms) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::milliseconds(wait_ms),
+                    [this] { return stopping_ || peers_known_; });
+}
+
 void* RankAgent::run_thread(void* self) {
   static_cast<RankAgent*>(self)->run();
   return nullptr;
@@ -58,10 +64,12 @@ void RankAgent::run() {
     const Event event = std::move(queue_.front());
     queue_.pop_front();
     serving_ = true;
+    if (event.code == kEventQuiesce) peers_known_ = false;
     lock.unlock();
     serve(event);
     lock.lock();
     serving_ = false;
+    if (event.code == kEventPeers) peers_known_ = true;
     changed_.notify_all();
   }
 }
@@ -74,6 +82,7 @@ void RankAgent::serve(const Event& event) {
   const Result<Command> command = parse_command(event.message);
   if (!command)
     return;  // no way to answer what cannot be read; the server names this rank at its deadline
+  if (event.code == kEventPeers) return transport_.peers(command->payloads);
   const bool repeated = last_answer_ && last_code_ == event.code &&
                         last_answer_->epoch == command->epoch &&
                         last_answer_->round == command->round;

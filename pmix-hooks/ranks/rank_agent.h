@@ -49,6 +49,9 @@ class RankAgent {
   // Says HELLO once more, with the reason why this process cannot be brought to rest. Any thread,
   // does not block.
   void say_immovable(const std::string& why);
+  // Until the transport has been told of its peers since the HELLO, or the last quiesce; at most
+  // wait_ms. Any thread but the agent's.
+  void await_peers(int wait_ms);
   // No call into link or transport begins after this; waits for one that is under way, at most
   // wait_ms.
   void mute(int wait_ms);
@@ -78,6 +81,7 @@ class RankAgent {
   std::deque<Event> queue_;
   bool stopping_ = false;
   bool serving_ = false;
+  bool peers_known_ = false;
   bool running_ = false;
   pthread_t thread_{};
 };

@@ -46,6 +46,11 @@ class FakeTransport final : public Transport {
     ++resumes;
     return {round < rounds, "r" + std::to_string(round)};
   }
+  void peers(const Payloads& payloads) override {
+    ++told;
+    seen = payloads;
+  }
+  std::atomic<int> told{0};
   std::atomic<int> quiesces{0};
   std::atomic<int> resumes{0};
   std::uint32_t rounds = 1;
@@ -176,6 +181,21 @@ TEST_F(RankAgentTest, SignalsOfTheApplicationStayWithItsThreads) {
   sigset_t after;
   pthread_sigmask(SIG_SETMASK, nullptr, &after);
   EXPECT_EQ(sigismember(&before, SIGUSR1), sigismember(&after, SIGUSR1));
+}
+
+TEST_F(RankAgentTest, PeersAreTakenInWithoutAnAnswerAndCanBeWaitedFor) {
+  ASSERT_TRUE(agent.start());
+  agent.deliver(kEventPeers, encode_command({3, 1, {{"1.0.0.5", "x"}}}));
+  agent.await_peers(5000);
+  EXPECT_EQ(transport.told, 1);
+  EXPECT_EQ(transport.seen, (Payloads{{"1.0.0.5", "x"}}));
+  // A new quiesce: they will be elsewhere after it.
+  agent.deliver(kEventQuiesce, encode_command({4, 1, {}}));
+  ASSERT_TRUE(link.wait_for(1));
+  const auto begin = std::chrono::steady_clock::now();
+  agent.await_peers(50);
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, 50ms);
+  EXPECT_EQ(link.codes, std::vector<int>{kEventAnswer});
 }
 
 }  // namespace

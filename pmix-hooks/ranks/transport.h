@@ -36,6 +36,9 @@ class Transport {
   // up half way.
   virtual TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
                                  const Payloads& payloads) = 0;
+  // What the others said last in a resume that this process had no part in: it came later, or used
+  // nothing then.
+  virtual void peers(const Payloads&) {}
 };
 
 // Kernel TCP: the kernel keeps the state, so there is nothing to do in the process. Being held is
@@ -65,6 +68,7 @@ class TransportPair final : public Transport {
     const TransportAnswer silent = silent_.resume(epoch, round, {});
     return both(silent, speaking_.resume(epoch, round, payloads));
   }
+  void peers(const Payloads& payloads) override { speaking_.peers(payloads); }
 
  private:
   static TransportAnswer both(const TransportAnswer& silent, TransportAnswer speaking) {

@@ -150,7 +150,9 @@ Result<Registered> parse_registered(const GuestReply& reply) {
   if (!epoch) return epoch.error();
   Result<bool> at_rest = get_bool(*object, "at_rest");
   if (!at_rest) return at_rest.error();
-  return Registered{*epoch, *at_rest};
+  Result<Payloads> peers = get_payloads(*object, "peers");
+  if (!peers) return peers.error();
+  return Registered{*epoch, *at_rest, std::move(*peers)};
 }
 
 namespace {

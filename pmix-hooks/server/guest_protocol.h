@@ -59,6 +59,7 @@ std::string encode_error(const std::string& id, const Error& error);
 struct Registered {
   std::uint64_t epoch = 0;
   bool at_rest = false;
+  Payloads peers;  // what the job's processes said at the end of the last resume; optional
 };
 Result<Registered> parse_registered(const GuestReply& reply);
 

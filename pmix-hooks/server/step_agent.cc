@@ -230,8 +230,9 @@ void StepAgent::serve_guest(GuestMessage message) {
     const Result<Registered> registered = parse_registered(*reply);
     if (!registered) {
       log_warning("step not registered: symvirt-guestd: " + registered.error().message);
-    } else if (registered->at_rest) {
-      perform(core_.rest_expected(registered->epoch));
+    } else {
+      perform(core_.registered(registered->peers));
+      if (registered->at_rest) perform(core_.rest_expected(registered->epoch));
     }
   } else {
     auto& request = std::get<GuestRequest>(message);

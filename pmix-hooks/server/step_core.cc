@@ -107,7 +107,13 @@ Effects StepCore::quiesce(RoundRequest request) {
 Effects StepCore::resume(RoundRequest request) {
   Effects effects;
   if (phase_ == Phase::kNone || epoch_ != request.epoch) {
-    // Not at rest (any more): what was asked for is so already.
+    // Not at rest (any more): what was asked for is so already. Others of the job may go on, and say
+    // where they are now.
+    if (epoch_ == request.epoch && !request.payloads.empty()) {
+      remember_peers(request.payloads);
+      for (auto& [pid, member] : members_) member.told = false;
+      tell_peers(effects);
+    }
     effects.emplace_back(Reply{std::move(request.id), RoundResult{}});
     return effects;
   }
@@ -121,6 +127,7 @@ Effects StepCore::resume(RoundRequest request) {
   const bool next_round = !first && request.round > round_;
   phase_ = Phase::kResume;
   round_ = request.round;
+  remember_peers(request.payloads);
   payloads_ = std::move(request.payloads);
   device_leaves_ = true;
   pending_ = Pending{Phase::kResume, {std::move(request.id)}};
@@ -139,7 +146,7 @@ Effects StepCore::resume(RoundRequest request) {
       member.answered_round = 0;
       member.payload.clear();
       member.why.clear();
-      member.more = false;
+      member.more = member.spoke = member.told = false;
     }
     if (concerned) to_ask.push_back(pid);
   }
@@ -148,9 +155,36 @@ Effects StepCore::resume(RoundRequest request) {
   return effects;
 }
 
+Effects StepCore::registered(Payloads peers) {
+  Effects effects;
+  if (!peers_) peers_ = std::move(peers);
+  tell_peers(effects);
+  return effects;
+}
+
+void StepCore::remember_peers(const Payloads& payloads) {
+  if (!peers_ || peers_epoch_ != epoch_) peers_.emplace();
+  peers_epoch_ = epoch_;
+  for (const auto& [process, payload] : payloads) {
+    if (!payload.empty()) peers_->insert_or_assign(process, payload);
+  }
+}
+
+// In the middle of a resume it is not known yet.
+void StepCore::tell_peers(Effects& effects) {
+  if (!peers_ || phase_ == Phase::kResume) return;
+  SendCommand send{kEventPeers, {}, Command{peers_epoch_, 1, *peers_}};
+  for (auto& [pid, member] : members_) {
+    if (!member.spoke && !std::exchange(member.told, true))
+      send.recipients.push_back({member.rank, pid});
+  }
+  if (!send.recipients.empty()) effects.emplace_back(std::move(send));
+}
+
 Effects StepCore::hello(std::uint32_t rank, std::int32_t pid) {
   Effects effects;
   members_[pid] = Member{rank};
+  tell_peers(effects);
   if (phase_ == Phase::kQuiesce) ask(effects, {pid}, kEventQuiesce, payloads_);
   return effects;
 }
@@ -205,6 +239,7 @@ Effects StepCore::answer(const Answer& answer) {
     return effects;  // of another phase, or the second answer to one question
   }
   member.answered_round = round_;
+  member.spoke = member.spoke || !answer.payload.empty();
   member.payload = answer.payload;
   member.why = answer.why;
   finish_if_complete(effects);
@@ -257,7 +292,13 @@ void StepCore::finish_if_complete(Effects& effects) {
     round_ = 0;
     left_.clear();
     payloads_.clear();
-    for (auto& [pid, member] : members_) member = Member{member.rank};
+    for (auto& [pid, member] : members_) {
+      Member rested{member.rank};
+      rested.spoke = member.spoke;
+      rested.immovable = member.immovable;
+      member = rested;
+    }
+    tell_peers(effects);
   }
 }
 

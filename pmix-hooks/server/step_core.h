@@ -28,7 +28,7 @@ namespace symvirt::hooks {
 
 // Effects, to be performed in order.
 struct SendCommand {
-  int code = 0;  // kEventQuiesce or kEventResume
+  int code = 0;  // kEventQuiesce, kEventResume or kEventPeers
   std::vector<Recipient> recipients;
   Command command;
   bool operator==(const SendCommand&) const = default;
@@ -79,6 +79,9 @@ struct MemberInfo {
 class StepCore {
  public:
   // --- guestd ---
+  // The step is registered. peers: what the job's processes said at the end of the last resume,
+  // before this step; members are told so.
+  Effects registered(Payloads peers);
   // guestd said at registration that the job is at rest (or a transaction is bringing it there):
   // members that come from now on are quiesced at once, and those that are here already, too.
   Effects rest_expected(std::uint64_t epoch);
@@ -115,6 +118,8 @@ class StepCore {
     std::string why;                   // the same
     std::string immovable;
     bool more = false;  // resume: wants another round
+    bool spoke = false;  // resume: had something to say, so it hears of its peers in the rounds
+    bool told = false;   // what peers said
   };
   enum class Phase { kNone, kQuiesce, kResume };
   // The request under way; several ids when guestd repeated it.
@@ -128,6 +133,8 @@ class StepCore {
   void ask(Effects& effects, const std::vector<std::int32_t>& pids, int code,
            const Payloads& payloads);
   void remove(std::int32_t pid);
+  void remember_peers(const Payloads& payloads);
+  void tell_peers(Effects& effects);
   void finish_if_complete(Effects& effects);
   RoundResult result() const;
   std::string missing() const;
@@ -138,6 +145,10 @@ class StepCore {
   std::uint32_t round_ = 0;
   // Of the round under way, for members that come late.
   Payloads payloads_;
+  // What each process of the job said last in the last resume; nothing before guestd has answered
+  // the registration.
+  std::optional<Payloads> peers_;
+  std::uint64_t peers_epoch_ = 0;
   bool device_leaves_ = true;
   std::vector<RoundAnswer> left_;
   std::optional<Pending> pending_;

@@ -302,6 +302,43 @@ TEST_F(StepCoreTest, WithoutMembersARoundIsOverAtOnce) {
   EXPECT_FALSE(empty.epoch_at_rest().has_value());
 }
 
+TEST_F(StepCoreTest, WhoComesAfterAResumeHearsWhatWasSaidInIt) {
+  EXPECT_THAT(of<SendCommand>(core.hello(2, 102)), IsEmpty()) << "guestd has not answered yet";
+  const auto told = of<SendCommand>(core.registered({{"a", "1"}}));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0], (SendCommand{kEventPeers,
+                                  {{0, 100}, {1, 101}, {2, 102}},
+                                  {0, 1, {{"a", "1"}}}}));
+  EXPECT_THAT(core.registered({}), IsEmpty()) << "guestd came back";
+  EXPECT_EQ(of<SendCommand>(core.hello(3, 103))[0].command.payloads, (Payloads{{"a", "1"}}));
+}
+
+TEST_F(StepCoreTest, WhoHadNothingToSayInAResumeHearsTheOthersAtItsEnd) {
+  core.registered({});
+  hold_all();
+  core.resume(request("r1", 1, 1));
+  core.answer({1, 1, 101, AnswerState::kMore, "here"});
+  EXPECT_THAT(of<SendCommand>(core.answer({1, 1, 100, AnswerState::kDone, ""})), IsEmpty());
+  core.resume(request("r2", 1, 2, {{"1", "here"}}));
+  EXPECT_THAT(of<SendCommand>(core.hello(2, 102)), IsEmpty()) << "not known yet";
+  const auto told = of<SendCommand>(done(101, 1, 2));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0], (SendCommand{kEventPeers, {{0, 100}, {2, 102}}, {1, 1, {{"1", "here"}}}}));
+  // The others of the job take another round.
+  const auto again = of<SendCommand>(core.resume(request("r3", 1, 3, {{"7", "there"}})));
+  ASSERT_EQ(again.size(), 1u);
+  EXPECT_EQ(again[0].command.payloads, (Payloads{{"1", "here"}, {"7", "there"}}));
+}
+
+TEST_F(StepCoreTest, WhatCannotBeMovedStaysSoAfterAResume) {
+  core.immovable(101, "odp");
+  hold_all();
+  core.resume(request("r", 1, 1));
+  done(100);
+  done(101);
+  EXPECT_EQ(core.members()[1].immovable, "odp");
+}
+
 // Whatever happens in whatever order: nobody is held without its own answer, every request is
 // answered exactly once, and after a resume that was answered nobody is held.
 TEST(StepCoreProperty, AnyOrderOfEvents) {

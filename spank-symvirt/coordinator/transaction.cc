@@ -346,7 +346,9 @@ void on_failed(Transaction& tx, VmPart& vm, const Event& event) {
     tx.parked = error.message;
     return again(tx, vm, event.time_ns, false);
   }
-  const std::int64_t spent = event.time_ns - tx.tried_since_ns;
+  // Slurm's ResumeTimeout runs from the beginning of a boot, whatever the time goes into.
+  const bool booting = tx.kind == TxKind::kBoot && is_before(tx.kind, tx.phase, Phase::kStop);
+  const std::int64_t spent = event.time_ns - (booting ? tx.begun_ns : tx.tried_since_ns);
   const bool cancelled_migration = tx.phase == Phase::kMigrate && tx.cancel_requested;
   if (spent < patience_ns(tx, error) && !cancelled_migration && !event.final) {
     const bool at_rest = tx.phase == Phase::kAttach || tx.phase == Phase::kLink ||

@@ -62,7 +62,7 @@ struct TxPolicy {
   std::int64_t quiesce_ms = 30'000;  // one round, all members answered
   std::int64_t acquire_ms =
       60'000;  // once one VM has a host: how long the others may wait for theirs
-  std::int64_t boot_ms = 180'000;     // guestd's first answer
+  std::int64_t boot_ms = 100'000;     // from the beginning to slurmd in the guest
   std::int64_t step_ms = 30'000;      // any other single call
   std::int64_t migrate_ms = 300'000;  // derived from memory size by whoever begins the transaction
   std::int64_t park_ms = 3'600'000;   // how long a job may stay at rest while we try to go forward

@@ -27,7 +27,7 @@ for h in "${HOSTS[@]}"; do "$MC" service "$h" restart symvirt-noded; done
 
 job=$(RING_NAME=boot submit_ring 20 --symvirt -N1 -n2 --ntasks-per-node=2)
 export RING_NAME=boot RING_NET=
-wait_for 240 "a VM node to be DOWN" any_node_down # Slurm lets SuspendTimeout pass first, the attach is tried for 30 s
+wait_for 240 "a VM node to be DOWN" any_node_down # boot_s: 100
 vm=v1
 node_is_down v1 || vm=v2
 reason=$(ctl scontrol -o show node "$vm" | sed -n 's/.* Reason=//p')

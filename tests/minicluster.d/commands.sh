@@ -170,6 +170,8 @@ cmd_reset() {
   done
   for m in "${MC_VMS[@]}"; do
     [ $vms = no ] || in_machine ctl scontrol update nodename="$m" state=power_down_force 2>/dev/null || true
+  done
+  for m in "${MC_VMS[@]}"; do
     wait_until 90 "$m to be off or on" vm_is_settled "$m" || exit 1
     # Resuming a node that needs none would tell Slurm that a node without a VM is up.
     ! vm_needs_resume "$m" || in_machine ctl scontrol update nodename="$m" state=resume 2>/dev/null || true

@@ -156,6 +156,28 @@ ibv_ah_attr visible_address(const VContext& context, const ibv_ah_attr& attr) {
   return out;
 }
 
+std::vector<PortState> ports_as_known(const Directory& directory, std::vector<PortState> ports) {
+  const std::vector<PortState> now = ports;
+  bool found = false;
+  for (const auto& [process, statement] : directory.statements()) {
+    for (const PortStatement& said : statement.ports) {
+      for (std::size_t p = 0; p < now.size(); ++p) {
+        bool here = now[p].lid != 0 && said.real_lid == now[p].lid;
+        for (std::size_t i = 0; i < now[p].gids.size(); ++i) {
+          for (const auto& [virtual_gid, real_gid] : said.gids) {
+            if (real_gid != to_gid(now[p].gids[i].gid)) continue;
+            ports[p].gids[i].gid = from_gid(virtual_gid);
+            here = true;
+          }
+        }
+        if (here && now[p].lid != 0) ports[p].lid = said.virtual_lid;
+        found = found || here;
+      }
+    }
+  }
+  return found ? ports : std::vector<PortState>();
+}
+
 bool number_is_carried(VContext& context, std::uint32_t qp_number) {
   return any_own_place(
       context, [&](const Directory::Place& place) { return place.numbers.contains(qp_number); });

@@ -25,6 +25,9 @@ ibv_ah_attr visible_address(const VContext& context, const ibv_ah_attr& attr);
 // Numbers that are carried by somebody at one of this context's addresses: no new object may have
 // them.
 bool number_is_carried(VContext& context, std::uint32_t qp_number);
+// The ports of a device that is opened when others know places by their old addresses: another
+// process may have had the predecessor of this device. Empty: nobody had.
+std::vector<PortState> ports_as_known(const Directory& directory, std::vector<PortState> ports);
 bool key_is_carried(VContext& context, std::uint32_t lkey, std::uint32_t rkey);
 
 }  // namespace symvirt::hooks::verbs

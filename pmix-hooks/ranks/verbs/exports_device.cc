@@ -78,6 +78,10 @@ ibv_context* open_virtual(ibv_device* device) {
   pub.num_comp_vectors = context->real->num_comp_vectors;
   pub.abi_compat = nullptr;  // no verbs_context: everything extended says EOPNOTSUPP
   pthread_mutex_init(&pub.mutex, nullptr);
+  if (layer.directory) {
+    context->now = read_ports(*context);
+    context->known = ports_as_known(*layer.directory, context->now);
+  }
   install_data_path(pub.ops);
   const std::lock_guard lock(layer.objects_mutex);
   layer.contexts.add(context.get());

@@ -70,6 +70,9 @@ std::string name_of(const VQp& qp);
 bool reopen(Layer& layer, const Patience& patience);
 // Connects to where the peers are now, and posts receives. The same.
 bool connect(Layer& layer, Statements statements, std::uint64_t epoch);
+// For a process that has opened no device yet, and had no part in the resume: peers' numbers are
+// translated, and its own new objects get none that is carried.
+void adopt(Layer& layer, Statements statements, const Patience& patience);
 // Lets sends go, and then the application. False: not all could be posted; may be tried again.
 bool run_again(Layer& layer, const Patience& patience);
 

@@ -253,6 +253,16 @@ bool connect(Layer& layer, Statements statements, std::uint64_t epoch) {
   return all;
 }
 
+void adopt(Layer& layer, Statements statements, const Patience& patience) {
+  // Not closed in time: it is opening its first device, and goes without.
+  if (!layer.control.close(static_cast<int>(patience.control.count()))) return;
+  if (!layer.ever_opened) {
+    layer.directory = std::make_unique<Directory>(std::move(statements));
+    layer.change_state(kCarried, 0);
+  }
+  layer.control.open();
+}
+
 bool run_again(Layer& layer, const Patience& patience) {
   bool all = true;
   {
@@ -272,6 +282,9 @@ bool run_again(Layer& layer, const Patience& patience) {
     for (VContext* context : layer.contexts) {
       for (VQp* qp : context->qps) all = send_waiting(layer, *qp, patience) && all;
     }
+    // Peers that run already may have sent: for what came before a queue was armed, the device raises
+    // no event.
+    pump(layer);
     if (!all) return false;
     layer.state.store(kCarried, std::memory_order_release);
   }

@@ -123,6 +123,78 @@ TEST_F(VerbsLayer, AStoppedQueuePairStaysStopped) {
   }
 }
 
+// It was no part of the resume, and is told what the others said in it.
+TEST_F(VerbsLayer, WhoOpensItsFirstDeviceAfterAMoveFindsTheOthers) {
+  ibv_qp* const first = p[1].make(IBV_QPT_RC);
+  ibv_qp* const waiting = p[1].make(IBV_QPT_RC);
+  to_init(waiting);
+  p[1].destroy(first);  // so that the number is another one after the move
+  move();
+  Process& late = p[2];
+  late.host = 2;
+  fabric.plug(2, device(2));
+  late.act();
+  late.transport.peers(said);
+  late.open();
+  processes = 3;
+  ibv_qp* const qp = late.make(IBV_QPT_RC);
+  EXPECT_NE(qp->qp_num, waiting->qp_num);
+  connect(qp, late, waiting->qp_num, p[1]);
+  connect(waiting, p[1], qp->qp_num, late);
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_EQ(p[1].receive(waiting, 1, 0, 8), 0);
+    EXPECT_EQ(late.send(qp, 2, 0, 8), 0);
+    EXPECT_EQ(late.next().status, IBV_WC_SUCCESS);
+    EXPECT_EQ(p[1].next().wr_id, 1u);
+    ibv_sge s = late.sge(0, 8);
+    ibv_send_wr wr{};
+    wr.sg_list = &s;
+    wr.num_sge = 1;
+    wr.opcode = IBV_WR_RDMA_READ;
+    wr.send_flags = IBV_SEND_SIGNALED;
+    wr.wr.rdma = {reinterpret_cast<std::uintptr_t>(p[1].memory.data()), p[1].mr->rkey};
+    ibv_send_wr* bad = nullptr;
+    ASSERT_EQ(ibv_post_send(qp, &wr, &bad), 0);
+    EXPECT_EQ(late.next().status, IBV_WC_SUCCESS);
+    move();
+  }
+}
+
+TEST_F(VerbsLayer, WhoComesToADeviceThatWasReplacedSeesItsOldAddress) {
+  move();
+  Process late;
+  late.host = 1;
+  late.act();
+  late.transport.peers(said);
+  late.open();
+  union ibv_gid real {};
+  ASSERT_EQ(real_verbs()->query_gid(of(late.context)->real, 1, 0, &real), 0);
+  EXPECT_EQ(to_gid(late.gid()), to_gid(p[1].gid()));
+  EXPECT_NE(to_gid(late.gid()), to_gid(real)) << "the device has the same address: nothing shown";
+  late.close();
+}
+
+// A peer that runs a little earlier sends at once.
+TEST_F(VerbsLayer, WhatComesInTheMiddleOfAResumeRaisesItsEvent) {
+  pair(IBV_QPT_RC);
+  EXPECT_EQ(p[1].receive(q[1], 7, 0, 8), 0);
+  ASSERT_EQ(ibv_req_notify_cq(p[1].cq, 0), 0);
+  quiesce();
+  replace_devices();
+  rounds([&](Process& process, int round, const Payloads& payloads) {
+    TransportAnswer answer = process.resume(epoch, round, payloads);
+    if (&process == &p[0] && !answer.more) {
+      EXPECT_EQ(p[0].send(q[0], 1, 0, 8), 0);
+      EXPECT_EQ(p[0].next().status, IBV_WC_SUCCESS);  // it is there, and the other end not armed
+    }
+    return answer;
+  });
+  p[1].act();
+  pollfd fd{p[1].channel->fd, POLLIN, 0};
+  EXPECT_EQ(poll(&fd, 1, 5000), 1);
+  EXPECT_EQ(p[1].next().wr_id, 7u);
+}
+
 TEST_F(VerbsLayer, DatagramsFollowTheirDestination) {
   q[0] = p[0].make(IBV_QPT_UD);
   p[1].make(IBV_QPT_UD);  // so that the numbers of both sides differ

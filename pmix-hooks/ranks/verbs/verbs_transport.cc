@@ -173,6 +173,11 @@ TransportAnswer VerbsTransport::close_down() {
   return {};
 }
 
+void VerbsTransport::peers(const Payloads& payloads) {
+  Statements all = read(payloads);
+  if (!all.empty() && stage_ == kRunning) adopt(find_layer_(), std::move(all), patience_);
+}
+
 TransportAnswer VerbsTransport::resume(std::uint64_t epoch, std::uint32_t,
                                        const Payloads& payloads) {
   if (layer_ == nullptr || (stage_ == kRunning && !layer_->control.closed())) return {};

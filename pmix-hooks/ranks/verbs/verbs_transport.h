@@ -21,6 +21,7 @@ class VerbsTransport final : public Transport {
                           bool device_leaves) override;
   TransportAnswer resume(std::uint64_t epoch, std::uint32_t round,
                          const Payloads& payloads) override;
+  void peers(const Payloads& payloads) override;
 
  private:
   // What the process is through with, and told the others.

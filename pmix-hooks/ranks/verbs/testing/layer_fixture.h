@@ -243,6 +243,7 @@ class VerbsLayer : public ::testing::Test {
         TransportAnswer answer = call(p[i], round, payloads);
         wants = answer.more ? 1 : 0;
         any = any || answer.more;
+        if (!answer.payload.empty()) said[std::to_string(i)] = answer.payload;
         next[std::to_string(i)] = answer.payload;
       }
       payloads = std::move(next);
@@ -299,6 +300,7 @@ class VerbsLayer : public ::testing::Test {
   std::string names[kMostProcesses];
   int devices_made = 0;
   std::uint64_t epoch = 0;
+  Payloads said;  // what each process said last
   std::uint8_t rnr_timer = 1;
   std::uint8_t rnr_retry = 7;
 };
