@@ -187,9 +187,13 @@ bool join() {
 
 // Before the process opens its first verbs device: it is a member, and knows where the others are,
 // who may have moved already.
-void join_for_verbs() {
-  if (!join()) return;
-  if (RankAgent* agent = state().receiver.load()) agent->await_peers(kPeersWaitMs);
+bool join_for_verbs(verbs::Layer::Ask ask) {
+  if (ask == verbs::Layer::Ask::kWait && !join()) return true;
+  State& s = state();
+  if (s.owner != getpid()) return true;
+  const std::lock_guard lock(s.mutex);  // so that nobody finalizes meanwhile
+  return !s.session ||
+         s.session->agent.await_peers(ask == verbs::Layer::Ask::kWait ? kPeersWaitMs : 0);
 }
 
 const bool joins_for_verbs = [] {

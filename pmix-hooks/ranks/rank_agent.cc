@@ -45,9 +45,9 @@ void RankAgent::say_immovable(const std::string& why) {
   deliver(kEventHello, encode_presence(pid_, why));
 }
 
-void RankAgent::await_peers(int wait_ms) {
+bool RankAgent::await_peers(int wait_ms) {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, std::chrono::milliseconds(wait_ms),
+  return changed_.wait_for(lock, std::chrono::milliseconds(wait_ms),
                     [this] { return stopping_ || peers_known_; });
 }
 

@@ -50,8 +50,8 @@ class RankAgent {
   // does not block.
   void say_immovable(const std::string& why);
   // Until the transport has been told of its peers since the HELLO, or the last quiesce; at most
-  // wait_ms. Any thread but the agent's.
-  void await_peers(int wait_ms);
+  // wait_ms; false: it has not been. Any thread but the agent's.
+  bool await_peers(int wait_ms);
   // No call into link or transport begins after this; waits for one that is under way, at most
   // wait_ms.
   void mute(int wait_ms);

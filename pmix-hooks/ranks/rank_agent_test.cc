@@ -186,15 +186,13 @@ TEST_F(RankAgentTest, SignalsOfTheApplicationStayWithItsThreads) {
 TEST_F(RankAgentTest, PeersAreTakenInWithoutAnAnswerAndCanBeWaitedFor) {
   ASSERT_TRUE(agent.start());
   agent.deliver(kEventPeers, encode_command({3, 1, {{"1.0.0.5", "x"}}}));
-  agent.await_peers(5000);
+  EXPECT_TRUE(agent.await_peers(5000));
   EXPECT_EQ(transport.told, 1);
   EXPECT_EQ(transport.seen, (Payloads{{"1.0.0.5", "x"}}));
   // A new quiesce: they will be elsewhere after it.
   agent.deliver(kEventQuiesce, encode_command({4, 1, {}}));
   ASSERT_TRUE(link.wait_for(1));
-  const auto begin = std::chrono::steady_clock::now();
-  agent.await_peers(50);
-  EXPECT_GE(std::chrono::steady_clock::now() - begin, 50ms);
+  EXPECT_FALSE(agent.await_peers(50));
   EXPECT_EQ(link.codes, std::vector<int>{kEventAnswer});
 }
 

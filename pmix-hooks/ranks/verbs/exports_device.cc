@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <optional>
 
 #include "pmix-hooks/ranks/verbs/addresses.h"
 #include "pmix-hooks/ranks/verbs/events.h"
@@ -54,11 +55,23 @@ R with_real(ibv_device* device, R otherwise, F f) {
   return found == nullptr ? otherwise : f(found);
 }
 
+// A quiesce and a resume may come between the question and the gate: then it is asked again, but not
+// for ever.
+void enter_to_open(Layer& layer, std::optional<ControlCall>& call) {
+  const auto prepare = Layer::before_first_open.load();
+  for (int tries = 0; tries < 3; ++tries) {
+    if (prepare != nullptr && !layer.ever_opened) prepare(Layer::Ask::kWait);
+    call.emplace(layer);
+    if (prepare == nullptr || layer.ever_opened || prepare(Layer::Ask::kNow)) return;
+    call.reset();
+  }
+  call.emplace(layer);
+}
+
 ibv_context* open_virtual(ibv_device* device) {
   Layer& layer = Layer::current();
-  if (const auto announce = Layer::before_first_open.load(); announce && !layer.ever_opened)
-    announce();
-  const ControlCall call(layer);
+  std::optional<ControlCall> call;
+  enter_to_open(layer, call);
   auto context = std::make_unique<VContext>();
   context->layer = &layer;
   context->device_name = device->name;

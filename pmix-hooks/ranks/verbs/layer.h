@@ -62,9 +62,12 @@ class Layer {
 
   std::atomic<bool> ever_opened{false};
 
-  // Called before a device is opened, while the process has opened none, without locks: so that who
-  // holds a device takes part. Any thread; set once, when the library is loaded.
-  static inline std::atomic<void (*)()> before_first_open{nullptr};
+  // Called before a device is opened, while the process has opened none: so that who holds a device
+  // takes part, and knows the others. With kWait without locks, and it may take seconds. False: there
+  // was a quiesce since, and the peers are not known (yet). Any thread; set once, when the library is
+  // loaded.
+  enum class Ask { kWait, kNow };
+  static inline std::atomic<bool (*)(Ask)> before_first_open{nullptr};
 
  private:
   std::mutex immovable_mutex_;
