@@ -17,6 +17,7 @@ constexpr Milliseconds kSelfResumeRetry{5000};
 // For a rest learnt from a step because guestd's own record is gone: long enough for the
 // coordinator to ask again.
 constexpr Milliseconds kAdoptedLease{60000};
+constexpr std::uint32_t kRoundsOfOrder = 6;  // a healthy quiesce or resume takes fewer
 constexpr std::size_t kMostIdleJobs = 256;
 constexpr std::uint32_t kMostSelfResumeRounds = 16;
 
@@ -231,6 +232,25 @@ void Transactions::ask_step(bool quiesce, const Json& params, const StepInfo& st
               });
 }
 
+// Who of this VM's ranks waits for what, as they say it; empty: nobody does.
+std::string Transactions::who_waits(const Round& round) {
+  constexpr std::size_t kNamed = 4;
+  std::vector<std::string> who;
+  bool anybody = false;
+  for (const RankAnswer& answer : round.collected.answers) {
+    if (answer.state != "more") continue;
+    anybody = true;
+    if (answer.why.empty()) continue;
+    who.push_back(fmt::format("step {} rank {} (pid {}): {}", answer.step, answer.rank, answer.pid,
+                              answer.why));
+  }
+  if (!anybody) return {};
+  if (who.empty()) return "its ranks here wait for ranks on other VMs";
+  const std::size_t more = who.size() - std::min(kNamed, who.size());
+  who.resize(who.size() - more);
+  return join(who, "; ") + (more == 0 ? "" : fmt::format(" and {} more", more));
+}
+
 // Ranks say "more" for as long as it is so; it must not be for ever, as the others are held. Ended
 // here somewhat before the coordinator would, which cannot say who it was.
 Status Transactions::still_in_time(const Job& job) const {
@@ -238,22 +258,8 @@ Status Transactions::still_in_time(const Job& job) const {
   const std::uint64_t spent = timers_.now_ms() - job.rest_begun_ms;
   const auto limit = static_cast<std::uint64_t>(round.params.timeout.count());
   if (!round.quiesce || spent < limit - limit / 8) return {};
-  constexpr std::size_t kNamed = 4;
-  std::vector<std::string> who;
-  for (const RankAnswer& answer : round.collected.answers) {
-    if (answer.state != "more" || answer.why.empty()) continue;
-    who.push_back(fmt::format("step {} rank {} (pid {}): {}", answer.step, answer.rank, answer.pid,
-                              answer.why));
-  }
-  const bool others = std::any_of(round.collected.answers.begin(), round.collected.answers.end(),
-                                  [](const RankAnswer& a) { return a.state == "more"; });
-  if (!others) return {};
-  std::string text =
-      who.empty()
-          ? "its ranks here wait for ranks on other VMs"
-          : join({who.begin(), who.begin() + static_cast<long>(std::min(kNamed, who.size()))},
-                 "; ");
-  if (who.size() > kNamed) text += fmt::format(" and {} more", who.size() - kNamed);
+  const std::string text = who_waits(round);
+  if (text.empty()) return {};
   return Error{Code::kDeadline,
                fmt::format("job.quiesce: job {} epoch {} round {}: not at rest after {:.1f} s: {}",
                            job.record.job, round.params.epoch, round.params.round,
@@ -365,6 +371,12 @@ void Transactions::finish(Job& job, Result<Json> result) {
       answers.push_back(to_json(answer));
     }
     Json out = {{"members", answers.size()}, {"more", more}, {"answers", std::move(answers)}};
+    if (const std::string waits = who_waits(*round); !waits.empty()) {
+      out["waits"] = waits;
+      if (p.round >= kRoundsOfOrder)
+        log_info(fmt::format("job {}: {} epoch {} round {}: {}", job.record.job,
+                             round->quiesce ? "quiesce" : "resume", p.epoch, p.round, waits));
+    }
     if (round->quiesce) {
       out["held"] = round->collected.held;
       out["pauses_begun_ns"] = job.pauses_begun_ns;

@@ -90,6 +90,7 @@ class Transactions {
   void step_answered(JobId id, std::uint64_t serial, const StepInfo& step, Result<Json> result);
   void round_complete(Job& job);
   void wait_for_tcp(Job& job);
+  static std::string who_waits(const Round& round);
   Status still_in_time(const Job& job) const;
   void finish(Job& job, Result<Json> result);
   void arm_lease(Job& job, Milliseconds lease);

@@ -37,6 +37,7 @@ void begin_step(const Transaction& tx, VmPart& vm, std::int64_t now) {
   const int late = tx.round - kEagerRounds;
   vm.not_before_ns = late > 0 ? now + backoff_ns(tx.phase, late - 1) : 0;
   vm.more = false;
+  vm.waits.clear();
   vm.last_error.reset();
   vm.fencing = false;
   vm.source_silence = vm.target_silence = {};
@@ -185,8 +186,9 @@ void end_rounds(Transaction& tx, std::int64_t now) {
     vm.status = StepStatus::kFailed;
     vm.last_error =
         Error{Code::kDeadline, fmt::format("ranks still want another round after {} s ({} "
-                                           "rounds)",
-                                           limit_ms / 1000, tx.round)};
+                                           "rounds){}",
+                                           limit_ms / 1000, tx.round,
+                                           vm.waits.empty() ? "" : ": " + vm.waits)};
   }
 }
 
@@ -250,6 +252,7 @@ void on_located(Transaction& tx, VmPart& vm, const nlohmann::json& seen, std::in
 
 void collect_round(Transaction& tx, VmPart& vm, const nlohmann::json& result) {
   vm.more = flag_of(result, "more");
+  vm.waits = text_of(result, "waits");
   auto answers = result.find("answers");
   if (answers == result.end() || !answers->is_array() || vm.jobs.empty()) return;
   for (const nlohmann::json& answer : *answers) {

@@ -100,6 +100,7 @@ struct VmPart {
   bool has_device = false;  // devices attached, link not yet known
   bool linked = false;
   bool more = false;  // its ranks want another round
+  std::string waits;  // for what they do, as its guest says
   bool source_fenced = false;
   bool target_fenced = false;
   bool lost = false;  // could not be brought to a place where its ranks can go on: its node is

@@ -146,6 +146,7 @@ void fields(VmPart& v, F& f) {
   f("has_device", v.has_device);
   f("linked", v.linked);
   f("more", v.more);
+  f("waits", v.waits);
   f("source_fenced", v.source_fenced);
   f("target_fenced", v.target_fenced);
   f("lost", v.lost);

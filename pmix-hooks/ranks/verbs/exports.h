@@ -45,7 +45,7 @@ void close_real(VContext& context);
 
 // The real objects of virtual ones, made from what is remembered: at creation, and at every resume.
 // False, errno.
-bool make_real_mr(VMr& mr, ibv_pd* pd);
+bool make_real_mr(VMr& mr, ibv_pd* pd);  // also of memory that was unmapped meanwhile
 bool make_real_ah(VAh& ah);
 bool make_real_srq(VSrq& srq);
 bool make_real_qp(VQp& qp);

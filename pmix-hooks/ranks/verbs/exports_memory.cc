@@ -6,6 +6,7 @@
 
 #include "pmix-hooks/ranks/verbs/addresses.h"
 #include "pmix-hooks/ranks/verbs/exports.h"
+#include "pmix-hooks/ranks/verbs/process_memory.h"
 
 namespace symvirt::hooks::verbs {
 namespace {
@@ -145,6 +146,14 @@ ibv_ah* create_virtual_ah(ibv_pd* pd, const ibv_ah_attr& attr) {
 
 bool make_real_mr(VMr& mr, ibv_pd* pd) {
   mr.real = register_once(mr, pd);
+  if (mr.real != nullptr || mr.kind == MrKind::kDmabuf) return mr.real != nullptr;
+  const int error = errno;
+  const FilledHoles filled(mr.pub.addr, mr.pub.length);
+  if (filled.any()) {
+    mr.real = register_once(mr, pd);
+  } else {
+    errno = error;
+  }
   return mr.real != nullptr;
 }
 

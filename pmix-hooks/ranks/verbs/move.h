@@ -34,6 +34,8 @@ using Statements = std::map<std::string, Statement>;
 // Notes what the ports are called, before the first move; forgets markers of a quiesce that was
 // given up.
 void begin_move(Layer& layer);
+// A region that could not be made again, because its memory is protected now; empty: none.
+std::string protected_memory(Layer& layer);
 // Posts markers, collects completions. True: nothing that was sent is on its way any more.
 bool drain_sends(Layer& layer, const Patience& patience);
 // No process sends or posts receives any more, and `statements` were made after that: marks the

@@ -1,12 +1,14 @@
 #include <sched.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <thread>
 
 #include "pmix-hooks/ranks/verbs/addresses.h"
 #include "pmix-hooks/ranks/verbs/events.h"
 #include "pmix-hooks/ranks/verbs/exports.h"
 #include "pmix-hooks/ranks/verbs/move.h"
+#include "pmix-hooks/ranks/verbs/process_memory.h"
 #include "pmix-hooks/ranks/verbs/queue_pair.h"
 
 namespace symvirt::hooks::verbs {
@@ -261,6 +263,26 @@ void begin_move(Layer& layer) {
       forget_taking_back(*qp);
     }
   }
+}
+
+std::string protected_memory(Layer& layer) {
+  constexpr unsigned kWrites = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
+                               IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND;
+  const std::vector<Mapping> now = mappings();
+  for (const VContext* context : layer.contexts) {
+    for (const VMr* mr : context->mrs) {
+      if (mr->kind == MrKind::kDmabuf) continue;
+      const bool writes = (mr->access & kWrites) != 0;
+      if (!is_protected(now, mr->pub.addr, mr->pub.length, writes)) continue;
+      char text[160];
+      std::snprintf(text, sizeof text,
+                    "memory registered at %p (%zu bytes) is protected against %s now, so that it "
+                    "could not be registered with another device",
+                    mr->pub.addr, mr->pub.length, writes ? "writing" : "reading");
+      return text;
+    }
+  }
+  return {};
 }
 
 bool drain_sends(Layer& layer, const Patience& patience) {

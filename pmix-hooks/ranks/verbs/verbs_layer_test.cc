@@ -1,6 +1,7 @@
 // The layer over the provider double: what an application sees of a move.
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/mman.h>
 
 #include <cstring>
 
@@ -44,6 +45,57 @@ TEST_F(VerbsLayer, PostedReceivesAndNumbersOutliveTheDevice) {
       EXPECT_EQ(p[1].memory[id * 100], id);
     }
   }
+}
+
+// UCX's registration cache gives back what was unmapped only some time later.
+TEST_F(VerbsLayer, ARegionWhoseMemoryIsGoneIsCarriedAllTheSame) {
+  pair(IBV_QPT_RC);
+  constexpr std::size_t kLength = 3 * 4096;
+  p[0].act();
+  void* const memory =
+      mmap(nullptr, kLength, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  ibv_mr* const mr = ibv_reg_mr(p[0].pd, memory, kLength, IBV_ACCESS_LOCAL_WRITE);
+  ASSERT_NE(mr, nullptr);
+  const std::uint32_t key = mr->lkey;
+  munmap(memory, kLength);
+  for (int moves = 0; moves < 2; ++moves) {
+    move();
+    EXPECT_EQ(mr->lkey, key);
+    EXPECT_EQ(msync(memory, kLength, MS_ASYNC), -1) << "nothing is left there";
+    EXPECT_EQ(p[1].receive(q[1], 7, 1000, 100), 0);
+    EXPECT_EQ(p[0].send(q[0], 8, 0, 6), 0);
+    EXPECT_EQ(p[0].next().status, IBV_WC_SUCCESS);
+    EXPECT_EQ(p[1].next().wr_id, 7u);
+  }
+  p[0].act();
+  EXPECT_EQ(ibv_dereg_mr(mr), 0);
+}
+
+// It could be made again only by taking the protection away, for which somebody has a reason.
+TEST_F(VerbsLayer, ARegionThatIsProtectedNowIsSaidBeforeAnythingIsClosed) {
+  pair(IBV_QPT_RC);
+  p[0].act();
+  void* const memory =
+      mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  ibv_mr* const mr = ibv_reg_mr(p[0].pd, memory, 4096, IBV_ACCESS_LOCAL_WRITE);
+  ASSERT_NE(mr, nullptr);
+  ASSERT_EQ(mprotect(memory, 4096, PROT_READ), 0);
+  const ibv_mr* const real = of(mr)->real;
+  TransportAnswer answer = p[0].quiesce(1, 1, {});
+  EXPECT_TRUE(answer.more);
+  EXPECT_NE(answer.why.find("is protected against writing"), std::string::npos) << answer.why;
+  answer = p[0].quiesce(1, 2, {{"0", answer.payload}});
+  EXPECT_TRUE(answer.more);
+  EXPECT_EQ(of(mr)->real, real) << "the device is still in use";
+  ++epoch;
+  resume();
+  ASSERT_EQ(mprotect(memory, 4096, PROT_READ | PROT_WRITE), 0);
+  move();
+  p[0].act();
+  EXPECT_EQ(ibv_dereg_mr(mr), 0);
+  munmap(memory, 4096);
 }
 
 TEST_F(VerbsLayer, RemoteKeysAreTranslatedPerPeer) {

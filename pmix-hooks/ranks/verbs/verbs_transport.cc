@@ -117,6 +117,10 @@ TransportAnswer VerbsTransport::stop_sends() {
     stage_ = kAtRest;
     return {};
   }
+  if (!stays_) {
+    if (std::string why = protected_memory(*layer_); !why.empty())
+      return {true, encode(Statement{}), std::move(why)};
+  }
   layer_->change_state(kCarried | kSendsHeld | kPollsHeld, 0);
   begin_move(*layer_);
   return say(kSendsStopped, drain_sends(*layer_, patience_));

@@ -3,6 +3,7 @@
 
 #include <endian.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -223,6 +224,14 @@ void give_keys(Device& device, Mr& mr) {
   device.rkeys.emplace(mr.rkey, &mr);
 }
 
+// As get_user_pages sees it.
+bool is_mapped(void* address, std::size_t length) {
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<std::uintptr_t>(address) & ~(kPage - 1);
+  const auto end = reinterpret_cast<std::uintptr_t>(address) + length;
+  return msync(reinterpret_cast<void*>(begin), end - begin, MS_ASYNC) == 0;
+}
+
 ibv_mr* reg_mr_iova2(ibv_pd* public_pd, void* address, std::size_t length, std::uint64_t iova,
                      unsigned access) {
   auto& context = *static_cast<Context*>(public_pd->context);
@@ -230,6 +239,7 @@ ibv_mr* reg_mr_iova2(ibv_pd* public_pd, void* address, std::size_t length, std::
   constexpr unsigned kRemote = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC;
   if ((access & kRemote) && !(access & IBV_ACCESS_LOCAL_WRITE)) return errno = EINVAL, nullptr;
   if (access & (IBV_ACCESS_ON_DEMAND | IBV_ACCESS_MW_BIND)) return errno = EOPNOTSUPP, nullptr;
+  if (!is_mapped(address, length)) return errno = EFAULT, nullptr;
   auto* mr = new Mr();
   mr->context = public_pd->context;
   mr->pd = public_pd;
