@@ -45,8 +45,8 @@ enum class AnswerState {
 
 std::string_view state_name(AnswerState state);
 
-// Server to rank: QUIESCE and RESUME. Also PEERS, which is not answered: what the job's processes said
-// at the end of the last resume (maybe nothing), for one that had no part in it.
+// Server to rank: QUIESCE and RESUME. Also PEERS, which is not answered: what the job's processes
+// said at the end of the last resume (maybe nothing), for one that had no part in it.
 struct Command {
   std::uint64_t epoch = 0;
   std::uint32_t round = 0;

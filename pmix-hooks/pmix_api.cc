@@ -163,8 +163,8 @@ bool send_event(const PmixApi& api, int code, const pmix_proc_t& source, pmix_da
 }
 
 Registration register_events(const PmixApi& api, std::vector<pmix_status_t> codes,
-                             pmix_notification_fn_t handler, int wait_ms,
-                             const pmix_proc_t* self, std::int32_t pid) {
+                             pmix_notification_fn_t handler, int wait_ms, const pmix_proc_t* self,
+                             std::int32_t pid) {
   auto pending = std::make_shared<Pending>();
   pending->codes = std::move(codes);
   if (self != nullptr) {
@@ -175,10 +175,9 @@ Registration register_events(const PmixApi& api, std::vector<pmix_status_t> code
   void* reference = hand_over(pending);
   // With a callback the return value only says whether the request was taken (the callback then
   // always comes).
-  const pmix_status_t status = api.register_handler(pending->codes.data(), pending->codes.size(),
-                                                    pending->directives.data(),
-                                                    pending->directives.size(), handler, registered,
-                                                    reference);
+  const pmix_status_t status =
+      api.register_handler(pending->codes.data(), pending->codes.size(), pending->directives.data(),
+                           pending->directives.size(), handler, registered, reference);
   if (status != PMIX_SUCCESS) {
     take_back(reference);
     return {};

@@ -114,9 +114,8 @@ void begin(State& s, const pmix_proc_t& self) {
   if (!api.complete() || !served_by_slurm(self)) return;
   auto session = std::make_unique<Session>(api, self, s.owner);
   s.receiver = &session->agent;
-  session->registration =
-      register_events(api, {kEventQuiesce, kEventResume, kEventPeers}, on_event,
-                      kRegisterWaitMs, &self, s.owner);
+  session->registration = register_events(api, {kEventQuiesce, kEventResume, kEventPeers}, on_event,
+                                          kRegisterWaitMs, &self, s.owner);
   if (!session->registration.ok || !session->agent.start()) {
     // No HELLO: the rank is no member, and if it uses the device the plan phase refuses, naming it.
     if (session->registration.ok)

@@ -48,7 +48,7 @@ void RankAgent::say_immovable(const std::string& why) {
 bool RankAgent::await_peers(int wait_ms) {
   std::unique_lock lock(mutex_);
   return changed_.wait_for(lock, std::chrono::milliseconds(wait_ms),
-                    [this] { return stopping_ || peers_known_; });
+                           [this] { return stopping_ || peers_known_; });
 }
 
 void* RankAgent::run_thread(void* self) {

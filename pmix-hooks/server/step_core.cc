@@ -107,8 +107,8 @@ Effects StepCore::quiesce(RoundRequest request) {
 Effects StepCore::resume(RoundRequest request) {
   Effects effects;
   if (phase_ == Phase::kNone || epoch_ != request.epoch) {
-    // Not at rest (any more): what was asked for is so already. Others of the job may go on, and say
-    // where they are now.
+    // Not at rest (any more): what was asked for is so already. Others of the job may go on, and
+    // say where they are now.
     if (epoch_ == request.epoch && !request.payloads.empty()) {
       remember_peers(request.payloads);
       for (auto& [pid, member] : members_) member.told = false;

@@ -117,7 +117,7 @@ class StepCore {
     std::string payload;               // of that answer
     std::string why;                   // the same
     std::string immovable;
-    bool more = false;  // resume: wants another round
+    bool more = false;   // resume: wants another round
     bool spoke = false;  // resume: had something to say, so it hears of its peers in the rounds
     bool told = false;   // what peers said
   };

@@ -52,7 +52,8 @@ struct StepCoreTest : testing::Test {
 TEST_F(StepCoreTest, HoldsARankOnlyAfterItsOwnAnswer) {
   const Effects asked = core.quiesce(request("q", 1, 1));
   ASSERT_EQ(asked.size(), 1u);
-  EXPECT_EQ(std::get<SendCommand>(asked[0]), (SendCommand{kEventQuiesce, {{0, 100}, {1, 101}}, {1, 1, {}}}));
+  EXPECT_EQ(std::get<SendCommand>(asked[0]),
+            (SendCommand{kEventQuiesce, {{0, 100}, {1, 101}}, {1, 1, {}}}));
   EXPECT_THAT(core.stopped(100), IsEmpty());  // not told to stop, so nothing of ours
   EXPECT_EQ(of<StopProcess>(rest(100)), std::vector{StopProcess{100}});
   EXPECT_THAT(core.stopped(100), IsEmpty());
@@ -273,7 +274,8 @@ TEST_F(StepCoreTest, StepThatComesWhileTheJobIsAtRestIsQuiesced) {
   ASSERT_EQ(asked.size(), 1u);
   EXPECT_EQ(asked[0].command.epoch, 3u);
   // Those that said HELLO before guestd's answer came, too.
-  EXPECT_EQ(of<SendCommand>(core.rest_expected(3))[0].recipients, (std::vector<Recipient>{{0, 100}, {1, 101}}));
+  EXPECT_EQ(of<SendCommand>(core.rest_expected(3))[0].recipients,
+            (std::vector<Recipient>{{0, 100}, {1, 101}}));
 }
 
 TEST_F(StepCoreTest, RegistrationAfterGuestdsRestartChangesNothing) {
@@ -306,9 +308,8 @@ TEST_F(StepCoreTest, WhoComesAfterAResumeHearsWhatWasSaidInIt) {
   EXPECT_THAT(of<SendCommand>(core.hello(2, 102)), IsEmpty()) << "guestd has not answered yet";
   const auto told = of<SendCommand>(core.registered({{"a", "1"}}));
   ASSERT_EQ(told.size(), 1u);
-  EXPECT_EQ(told[0], (SendCommand{kEventPeers,
-                                  {{0, 100}, {1, 101}, {2, 102}},
-                                  {0, 1, {{"a", "1"}}}}));
+  EXPECT_EQ(told[0],
+            (SendCommand{kEventPeers, {{0, 100}, {1, 101}, {2, 102}}, {0, 1, {{"a", "1"}}}}));
   EXPECT_THAT(core.registered({}), IsEmpty()) << "guestd came back";
   EXPECT_EQ(of<SendCommand>(core.hello(3, 103))[0].command.payloads, (Payloads{{"a", "1"}}));
 }

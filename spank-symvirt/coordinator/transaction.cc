@@ -185,10 +185,10 @@ void end_rounds(Transaction& tx, std::int64_t now) {
     if (!wants_more(tx, vm)) continue;
     vm.status = StepStatus::kFailed;
     vm.last_error =
-        Error{Code::kDeadline, fmt::format("ranks still want another round after {} s ({} "
-                                           "rounds){}",
-                                           limit_ms / 1000, tx.round,
-                                           vm.waits.empty() ? "" : ": " + vm.waits)};
+        Error{Code::kDeadline,
+              fmt::format("ranks still want another round after {} s ({} "
+                          "rounds){}",
+                          limit_ms / 1000, tx.round, vm.waits.empty() ? "" : ": " + vm.waits)};
   }
 }
 

@@ -3,10 +3,10 @@
 process closes it and opens it anew. For tests.
 
 usage: cycle.py --vm VM --host HOST --job ID --epoch FIRST --cycles N [--until FILE] [--seed N] [--holders "CMD"] --call CMD...
-CMD is what calls one method of noded: CMD HOST PORT METHOD PARAMS SECONDS. Ends after N cycles, or when
-FILE is there. Prints a line of JSON: cycles, rounds, times. Exit status 1 when
-a round fails: the error is symvirt-guestd's. At rest it asks, in every tenth cycle, who holds the device: the words of --holders are a command that
-must print no line with " pid ".
+
+CMD of --call calls one method of noded: CMD HOST PORT METHOD PARAMS SECONDS. At rest, in every tenth cycle, CMD of --holders must print no
+line with " pid ": nobody holds the device. Ends after N cycles, or when FILE is there, and prints a line of JSON: cycles, rounds, median
+times. Exit status 1 when a round fails, or does not end: what guestd says is printed.
 """
 import argparse
 import json

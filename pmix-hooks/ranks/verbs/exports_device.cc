@@ -55,8 +55,8 @@ R with_real(ibv_device* device, R otherwise, F f) {
   return found == nullptr ? otherwise : f(found);
 }
 
-// A quiesce and a resume may come between the question and the gate: then it is asked again, but not
-// for ever.
+// A quiesce and a resume may come between the question and the gate: then it is asked again, but
+// not for ever.
 void enter_to_open(Layer& layer, std::optional<ControlCall>& call) {
   const auto prepare = Layer::before_first_open.load();
   for (int tries = 0; tries < 3; ++tries) {

@@ -63,9 +63,9 @@ class Layer {
   std::atomic<bool> ever_opened{false};
 
   // Called before a device is opened, while the process has opened none: so that who holds a device
-  // takes part, and knows the others. With kWait without locks, and it may take seconds. False: there
-  // was a quiesce since, and the peers are not known (yet). Any thread; set once, when the library is
-  // loaded.
+  // takes part, and knows the others. With kWait without locks, and it may take seconds. False:
+  // there was a quiesce since, and the peers are not known (yet). Any thread; set once, when the
+  // library is loaded.
   enum class Ask { kWait, kNow };
   static inline std::atomic<bool (*)(Ask)> before_first_open{nullptr};
 

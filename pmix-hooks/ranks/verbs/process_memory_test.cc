@@ -46,8 +46,8 @@ class Pages : public ::testing::Test {
  protected:
   // Three pages, of which the middle one may be gone.
   void SetUp() override {
-    pages = static_cast<char*>(mmap(nullptr, 3 * kPage, PROT_READ | PROT_WRITE,
-                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    pages = static_cast<char*>(
+        mmap(nullptr, 3 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     ASSERT_NE(pages, MAP_FAILED);
   }
   void TearDown() override { munmap(pages, 3 * kPage); }

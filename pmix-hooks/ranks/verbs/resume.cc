@@ -282,8 +282,8 @@ bool run_again(Layer& layer, const Patience& patience) {
     for (VContext* context : layer.contexts) {
       for (VQp* qp : context->qps) all = send_waiting(layer, *qp, patience) && all;
     }
-    // Peers that run already may have sent: for what came before a queue was armed, the device raises
-    // no event.
+    // Peers that run already may have sent: for what came before a queue was armed, the device
+    // raises no event.
     pump(layer);
     if (!all) return false;
     layer.state.store(kCarried, std::memory_order_release);

@@ -76,8 +76,8 @@ Statement describe(Layer& layer, std::uint32_t stage, bool ok) {
       out.ports.push_back(describe_port(*context, i));
     for (const VMr* mr : context->mrs) {
       if (mr->real == nullptr) continue;
-      // A region that is not for others has no key on some devices (soft-RoCE): no number that a new
-      // one must not get.
+      // A region that is not for others has no key on some devices (soft-RoCE): no number that a
+      // new one must not get.
       if (mr->pub.rkey == 0 && mr->real->rkey == 0) continue;
       out.keys.emplace_back(mr->pub.rkey, mr->real->rkey);
     }
