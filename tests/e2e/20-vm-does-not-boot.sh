@@ -37,7 +37,8 @@ assert_eq "" "$(vm_host "$vm")" "host of $vm"
 wait_for 60 "job $job to be requeued" requeued
 mend
 trap - EXIT
-wait_ring_running "$job" 180
+ctl scontrol update jobid="$job" starttime=now # Slurm would hold a requeued job for two minutes
+wait_ring_running "$job" 240                    # and looks through its queue once a minute
 wait_job_end "$job" 120
 assert_eq COMPLETED "$(job_state "$job")" "job $job"
 assert_eq true "$(ring_field "$job" answers_correct)" "answers"

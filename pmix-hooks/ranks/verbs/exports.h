@@ -47,8 +47,14 @@ void close_real(VContext& context);
 // False, errno.
 bool make_real_mr(VMr& mr, ibv_pd* pd);  // also of memory that was unmapped meanwhile
 bool make_real_ah(VAh& ah);
+bool make_real_cq(VCq& cq, int comp_vector);
 bool make_real_srq(VSrq& srq);
 bool make_real_qp(VQp& qp);
+
+// Room in a completion queue for `more` (or less) of the layer's own work: without it a queue that
+// is as small as the application could make it would overrun. A device that grants none goes
+// without.
+void reserve_own(VCq& cq, int more);
 
 inline void acknowledge(pthread_mutex_t& mutex, pthread_cond_t& cond, std::uint32_t& count,
                         std::uint32_t by = 1) {

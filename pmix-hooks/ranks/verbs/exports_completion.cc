@@ -7,6 +7,11 @@
 namespace symvirt::hooks::verbs {
 namespace {
 
+constexpr int kSpare = 128;  // for the own work of 64 queue pairs: few queues have to be resized
+
+// For any device; else it is to refuse what the application asks for.
+bool is_possible(int cqe) { return cqe > 0 && cqe < 1 << 30; }
+
 ibv_comp_channel* create_virtual_channel(VContext& context) {
   const ControlCall call(*context.layer);
   auto channel = std::make_unique<VChannel>();
@@ -56,16 +61,14 @@ ibv_cq* create_virtual_cq(VContext& context, int cqe, void* cq_context, ibv_comp
   const ControlCall call(*context.layer);
   auto cq = std::make_unique<VCq>();
   cq->layer = context.layer;
-  cq->wanted_cqe = cqe;
   cq->comp_vector = comp_vector;
-  cq->real = real_verbs()->create_cq(context.real, cqe, &cq->pub,
-                                     channel == nullptr ? nullptr : of(channel)->real, comp_vector);
-  if (cq->real == nullptr) return nullptr;
+  cq->spare = kSpare;
   cq->pub.context = &context.pub;
   cq->pub.channel = channel;
   cq->pub.cq_context = cq_context;
+  cq->pub.cqe = cqe;
+  if (!make_real_cq(*cq, comp_vector)) return nullptr;
   cq->pub.handle = cq->real->handle;
-  cq->pub.cqe = cq->real->cqe;
   pthread_mutex_init(&cq->pub.mutex, nullptr);
   pthread_cond_init(&cq->pub.cond, nullptr);
   const std::lock_guard held(context.layer->held_mutex);
@@ -102,6 +105,23 @@ int destroy_virtual_cq(VCq& cq) {
 }
 
 }  // namespace
+
+bool make_real_cq(VCq& cq, int comp_vector) {
+  ibv_comp_channel* const channel = cq.pub.channel == nullptr ? nullptr : of(cq.pub.channel)->real;
+  const auto create = [&](int cqe) {
+    cq.real = real_verbs()->create_cq(of(cq.pub.context)->real, cqe, &cq.pub, channel, comp_vector);
+    return cq.real != nullptr;
+  };
+  return (is_possible(cq.pub.cqe) && create(cq.pub.cqe + cq.spare)) || create(cq.pub.cqe);
+}
+
+void reserve_own(VCq& cq, int more) {
+  cq.own += more;
+  if (cq.own <= cq.spare) return;
+  const int spare = cq.own * 2;
+  if (real_verbs()->resize_cq(cq.real, cq.pub.cqe + spare) == 0) cq.spare = spare;
+}
+
 }  // namespace symvirt::hooks::verbs
 
 using namespace symvirt::hooks::verbs;
@@ -132,10 +152,11 @@ int ibv_resize_cq(ibv_cq* pub, int cqe) {
   VCq& cq = *of(pub);
   if (forked(*cq.layer)) return EIO;
   const ControlCall call(*cq.layer);
-  const int error = real_verbs()->resize_cq(cq.real, cqe);
-  if (error != 0) return error;
-  cq.wanted_cqe = cqe;
-  pub->cqe = cq.real->cqe;
+  const RealVerbs& v = *real_verbs();
+  if (!is_possible(cqe) || v.resize_cq(cq.real, cqe + cq.spare) != 0) {
+    if (const int error = v.resize_cq(cq.real, cqe)) return error;
+  }
+  pub->cqe = cqe;
   return 0;
 }
 

@@ -106,6 +106,8 @@ ibv_qp* create_virtual_qp(ibv_pd* pd, ibv_qp_init_attr& init) {
   if (qp->srq == nullptr) qp->recvs.configure(qp->cap.max_recv_wr, qp->cap.max_recv_sge);
   context.numbers.set(qp->real->qp_num, qp.get());
   const std::lock_guard lock(context.layer->objects_mutex);
+  reserve_own(*of(init.send_cq), 1);
+  reserve_own(*of(init.recv_cq), 1);
   context.qps.add(qp.get());
   return &qp.release()->pub;
 }
@@ -122,6 +124,8 @@ int destroy_virtual_qp(VQp& qp) {
     const std::lock_guard held(layer.held_mutex);
     forget_async_of(context, &qp);
     const std::lock_guard lock(layer.objects_mutex);
+    reserve_own(*of(qp.init.send_cq), -1);
+    reserve_own(*of(qp.init.recv_cq), -1);
     context.qps.remove(&qp);
   }
   await_acknowledged(qp.pub.mutex, qp.pub.cond, qp.pub.events_completed, qp.async_events_given);

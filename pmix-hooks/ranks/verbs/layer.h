@@ -38,7 +38,7 @@ class Layer {
   alignas(64) std::atomic<std::uint32_t> state{0};
 
   alignas(64) ControlGate control;
-  // Guards lists of objects, and VPd::users and the like against each other.
+  // Guards lists of objects against each other.
   std::mutex objects_mutex;
   ObjectList<VContext> contexts;
 

@@ -57,7 +57,6 @@ struct VDevice {
 struct VPd {
   ibv_pd pub{};
   ibv_pd* real = nullptr;
-  std::atomic<int> users{0};
   std::size_t place = 0;
 };
 
@@ -95,7 +94,10 @@ struct VChannel {
 struct VCq {
   ibv_cq pub{};
   ibv_cq* real = nullptr;
-  int wanted_cqe = 0;
+  // What the application asked for and is told it has, and what there is above it for the layer's
+  // own work: `own` entries are needed, two for each queue pair (marker, last receive).
+  int spare = 0;
+  int own = 0;
   int comp_vector = 0;
   Layer* layer = nullptr;
   BiasedLock lock;
@@ -105,7 +107,6 @@ struct VCq {
   std::atomic<std::uint32_t> soft_count{0};
   enum Armed : std::uint8_t { kNo, kSolicited, kAny };
   std::atomic<std::uint8_t> armed{kNo};
-  std::atomic<int> users{0};
   std::uint32_t comp_events_given = 0;  // under pub.mutex
   std::uint32_t async_events_given = 0;
   std::size_t place = 0;
@@ -137,7 +138,6 @@ struct VSrq {
   std::uint32_t stride = 0;
   std::vector<std::uint32_t> free_slots;
   std::uint64_t sequence = 0;
-  std::atomic<int> users{0};
   std::uint32_t async_events_given = 0;
   std::size_t place = 0;
 };

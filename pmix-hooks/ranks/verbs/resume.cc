@@ -56,14 +56,6 @@ bool make_channel(VContext& context, VChannel& channel) {
   return channel.real != nullptr && put_into_event_fd(channel.pub.fd, channel.real->fd);
 }
 
-bool make_cq(VContext& context, VCq& cq) {
-  ibv_comp_channel* const channel = cq.pub.channel == nullptr ? nullptr : of(cq.pub.channel)->real;
-  const int vectors = std::max(context.real->num_comp_vectors, 1);
-  cq.real = real_verbs()->create_cq(context.real, cq.wanted_cqe, &cq.pub, channel,
-                                    cq.comp_vector % vectors);
-  return cq.real != nullptr;
-}
-
 bool make_qp(VContext& context, VQp& qp) {
   const ibv_qp_cap before = qp.cap;
   if (!make_real_qp(qp)) return false;
@@ -86,12 +78,16 @@ bool make_objects(VContext& context) {
     pd.real = real_verbs()->alloc_pd(context.real);
     return pd.real != nullptr;
   };
+  // The device may have fewer vectors than the one before.
+  const auto make_cq = [&](VCq& cq) {
+    return make_real_cq(cq, cq.comp_vector % std::max(context.real->num_comp_vectors, 1));
+  };
   const auto make_mr = [](VMr& mr) { return make_real_mr(mr, of(mr.pub.pd)->real); };
   return all("protection domain", context.pds, make_pd) &&
          all("memory region", context.mrs, make_mr) &&
          all("completion channel", context.channels,
              [&](VChannel& channel) { return make_channel(context, channel); }) &&
-         all("completion queue", context.cqs, [&](VCq& cq) { return make_cq(context, cq); }) &&
+         all("completion queue", context.cqs, make_cq) &&
          all("shared receive queue", context.srqs, make_real_srq) &&
          all("queue pair", context.qps, [&](VQp& qp) { return make_qp(context, qp); });
 }

@@ -176,6 +176,63 @@ TEST_F(VerbsQuiesce, ASenderThatDoesNotWaitForEverIsNotRefusedByAQuiesce) {
   EXPECT_EQ(wc.status, IBV_WC_SUCCESS);
 }
 
+// perftest's latency programs have a completion queue of one entry.
+TEST_F(VerbsQuiesce, AFullCompletionQueueHasRoomForTheMarkers) {
+  p[0].act();
+  ibv_cq* const small = ibv_create_cq(p[0].context, 1, nullptr, nullptr, 0);
+  ASSERT_NE(small, nullptr);
+  EXPECT_EQ(small->cqe, 1);
+  ibv_cq* const usual = std::exchange(p[0].cq, small);
+  pair(IBV_QPT_RC);
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    p[1].act();
+    p[1].receive(q[1], i, 0, 8);
+    p[0].act();
+    fabric.hold_acks(true);
+    ASSERT_EQ(p[0].send(q[0], i, 0, 8), 0);
+    std::thread acks([this] {
+      std::this_thread::sleep_for(milliseconds(5));
+      fabric.hold_acks(false);
+    });
+    quiesce();
+    acks.join();
+    if (i % 2 == 0) replace_devices();
+    resume();
+    p[0].act();
+    const ibv_wc wc = p[0].next();
+    EXPECT_EQ(wc.wr_id, i);
+    EXPECT_EQ(wc.status, IBV_WC_SUCCESS);
+    p[1].act();
+    EXPECT_EQ(p[1].next().wr_id, i);
+  }
+  p[0].act();
+  EXPECT_EQ(small->cqe, 1);
+  p[0].cq = usual;
+  p[0].destroy(q[0]);
+  EXPECT_EQ(ibv_destroy_cq(small), 0);
+}
+
+TEST_F(VerbsQuiesce, ACompletionQueueGrowsWithItsQueuePairs) {
+  p[0].act();
+  ibv_cq* const small = ibv_create_cq(p[0].context, 4, nullptr, nullptr, 0);
+  ASSERT_NE(small, nullptr);
+  ibv_cq* const usual = std::exchange(p[0].cq, small);
+  for (int i = 0; i < 200; ++i) p[0].make(IBV_QPT_RC);
+  p[0].cq = usual;
+  EXPECT_EQ(small->cqe, 4) << "the application has what it asked for";
+  EXPECT_GE(of(small)->real->cqe, 404);
+  move();
+  EXPECT_GE(of(small)->real->cqe, 404);
+  p[0].act();
+  EXPECT_EQ(ibv_resize_cq(small, 7), 0);
+  EXPECT_EQ(small->cqe, 7);
+  EXPECT_GE(of(small)->real->cqe, 407);
+  EXPECT_NE(ibv_resize_cq(small, 0), 0);
+  EXPECT_EQ(ibv_create_cq(p[0].context, 0, nullptr, nullptr, 0), nullptr);
+  while (!p[0].made.empty()) p[0].destroy(p[0].made.back());
+  EXPECT_EQ(ibv_destroy_cq(small), 0);
+}
+
 TEST_F(VerbsQuiesce, ADeviceIsNotOpenedForTheFirstTimeWhileOthersRest) {
   Layer layer;
   VerbsTransport transport([&]() -> Layer& { return layer; });
