@@ -67,6 +67,16 @@ void make_virtual(ibv_async_event& event) {
   }
 }
 
+// The device's next event, acknowledged there; null: none.
+VCq* take_event(VChannel& channel) {
+  ibv_cq* cq = nullptr;
+  void* ours = nullptr;
+  if (channel.real == nullptr || real_verbs()->get_cq_event(channel.real, &cq, &ours) != 0)
+    return nullptr;
+  real_verbs()->ack_cq_events(cq, 1);
+  return static_cast<VCq*>(ours);
+}
+
 // True when there is something to read; false: EAGAIN for a descriptor that does not block, or the
 // error poll() met, in errno.
 bool await(int fd) {
@@ -137,11 +147,8 @@ void raise_async(VContext& context, const ibv_async_event& event) {
 
 bool drain_channel(VChannel& channel) {
   bool any = false;
-  ibv_cq* cq = nullptr;
-  void* ours = nullptr;
-  while (real_verbs()->get_cq_event(channel.real, &cq, &ours) == 0) {
-    real_verbs()->ack_cq_events(cq, 1);
-    raise_event(*static_cast<VCq*>(ours));
+  while (VCq* cq = take_event(channel)) {
+    raise_event(*cq);
     any = true;
   }
   return any;
@@ -167,11 +174,15 @@ int next_cq_event(VChannel& channel, VCq*& out) {
   while (true) {
     {
       const std::lock_guard lock(layer.held_mutex);
-      if (channel.soft_events.empty() && channel.real != nullptr) drain_channel(channel);
-      if (!channel.soft_events.empty()) {
+      if (channel.soft_events.empty()) {
+        // As nearly always: one system call, as without the layer, when an event is there.
+        out = take_event(channel);
+      } else {
         out = channel.soft_events.front();
         channel.soft_events.pop_front();
         if (channel.soft_events.empty()) calm_down(channel.wake);
+      }
+      if (out != nullptr) {
         pthread_mutex_lock(&out->pub.mutex);
         ++out->comp_events_given;
         pthread_mutex_unlock(&out->pub.mutex);
