@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 install -m 755 "$BUILD/node-helper/protocol/rpc_call" "$MC_DIR/lib/rpc_call"
-rm -f "$HOME_DIR/verbs_stress" "$HOME_DIR/cycles.sh" "$HOME_DIR/programs.sh" # the guests may know older ones
+rm -f "$HOME_DIR/verbs_stress" "$HOME_DIR/cycles.sh" "$HOME_DIR/programs.sh" "$HOME_DIR/holders.sh" # the guests may know older ones
 install -o 2000 -g 2000 -m 755 "$BUILD/tests/verbs/verbs_stress" "$HOME_DIR/verbs_stress"
 cat > "$HOME_DIR/cycles.sh" <<'S'
 #!/bin/bash
@@ -49,19 +49,27 @@ export UCX_TLS=rc_v,ud_v,self UCX_NET_DEVICES=rxe_eth0:1
 pair ucx_perftest -t tag_lat -n 100
 pair ucx_perftest -t tag_bw -s 100000 -n 300
 S
-chmod 755 "$HOME_DIR/cycles.sh" "$HOME_DIR/programs.sh"
+# Who has a device or a completion channel open: by descriptors, as the kernel's list of queue pairs is not complete.
+cat > "$HOME_DIR/holders.sh" <<'S'
+#!/bin/bash
+for fd in /proc/[0-9]*/fd/*; do
+  case $(readlink "$fd") in */uverbs* | *infinibandevent*) echo "$fd $(readlink "$fd")" ;; esac
+done
+S
+chmod 755 "$HOME_DIR/cycles.sh" "$HOME_DIR/programs.sh" "$HOME_DIR/holders.sh"
 
 job=$(user sbatch --parsable -N1 -n1 -J cycles -o "cycles-%j.out" --symvirt=rdma cycles.sh)
 name=$HOME_DIR/cycles-$job
 wait_for 150 "job $job to begin" test -e "$name.begun"
 vm=$(job_field "$job" NodeList)
 held() { "$MC" exec "$vm" rdma res show qp | grep -q " pid "; }
-# FIRST EPOCH, arguments of cycle.py. At rest nobody but the kernel may have a queue pair.
+# cycles FIRST EPOCH ARGUMENT...: of cycle.py. At rest nobody may hold the device.
 cycles() {
-  python3 "$E2E/cycle.py" --vm "$vm" --host "$(vm_host "$vm")" --job "$job" --epoch "$@" --holders "$MC exec $vm rdma res show qp" \
+  python3 "$E2E/cycle.py" --vm "$vm" --host "$(vm_host "$vm")" --job "$job" --epoch "$@" --holders "$MC exec $vm /home/mpiuser/holders.sh" \
     --call "$MC" exec ctl "$MC_DIR/lib/rpc_call" || fail "a cycle failed; output of the job: $(tail -n 20 "$name".*)"
 }
 wait_for 60 "the stress program to have queue pairs" held
+[ -n "$("$MC" exec "$vm" /home/mpiuser/holders.sh)" ] || fail "holders.sh does not see the stress program"
 stress=$(cycles 1000000000 --cycles "${CYCLES:-30}")
 "$MC" exec "$vm" touch "/tmp/cycles-$job.stop" # not in the home: NFS clients may see a new file there only after a minute
 wait_for 60 "the stress program to end" test -e "$name.programs"

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "pmix-hooks/ranks/verbs/testing/distant_memory.h"
+
 namespace symvirt::hooks::verbs {
 namespace {
 
@@ -46,11 +48,12 @@ class Pages : public ::testing::Test {
  protected:
   // Three pages, of which the middle one may be gone.
   void SetUp() override {
-    pages = static_cast<char*>(
-        mmap(nullptr, 3 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    ASSERT_NE(pages, MAP_FAILED);
+    pages = testing::map_distant(3 * kPage);
+    ASSERT_NE(pages, nullptr);
   }
-  void TearDown() override { munmap(pages, 3 * kPage); }
+  void TearDown() override {
+    if (pages != nullptr) munmap(pages, 3 * kPage);
+  }
   bool is_there(int page) const {
     return msync(pages + static_cast<std::size_t>(page) * kPage, kPage, MS_ASYNC) == 0;
   }

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "pmix-hooks/ranks/verbs/testing/distant_memory.h"
 #include "pmix-hooks/ranks/verbs/testing/layer_fixture.h"
 
 namespace symvirt::hooks::verbs::layer_test {
@@ -52,9 +53,8 @@ TEST_F(VerbsLayer, ARegionWhoseMemoryIsGoneIsCarriedAllTheSame) {
   pair(IBV_QPT_RC);
   constexpr std::size_t kLength = 3 * 4096;
   p[0].act();
-  void* const memory =
-      mmap(nullptr, kLength, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  ASSERT_NE(memory, MAP_FAILED);
+  void* const memory = testing::map_distant(kLength);
+  ASSERT_NE(memory, nullptr);
   ibv_mr* const mr = ibv_reg_mr(p[0].pd, memory, kLength, IBV_ACCESS_LOCAL_WRITE);
   ASSERT_NE(mr, nullptr);
   const std::uint32_t key = mr->lkey;
