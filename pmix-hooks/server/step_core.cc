@@ -170,9 +170,10 @@ void StepCore::remember_peers(const Payloads& payloads) {
   }
 }
 
-// In the middle of a resume it is not known yet.
+// In the middle of a rest it is not known yet: told then, a process could open a device before it
+// hears of the quiesce.
 void StepCore::tell_peers(Effects& effects) {
-  if (!peers_ || phase_ == Phase::kResume) return;
+  if (!peers_ || phase_ != Phase::kNone) return;
   SendCommand send{kEventPeers, {}, Command{peers_epoch_, 1, *peers_}};
   for (auto& [pid, member] : members_) {
     if (!member.spoke && !std::exchange(member.told, true))

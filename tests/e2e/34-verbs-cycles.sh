@@ -52,9 +52,8 @@ S
 # Who has a device or a completion channel open: by descriptors, as the kernel's list of queue pairs is not complete.
 cat > "$HOME_DIR/holders.sh" <<'S'
 #!/bin/bash
-for fd in /proc/[0-9]*/fd/*; do
-  case $(readlink "$fd") in */uverbs* | *infinibandevent*) echo "$fd $(readlink "$fd")" ;; esac
-done
+find /proc/[0-9]*/fd '(' -lname '*/uverbs*' -o -lname '*infinibandevent*' ')' -printf '%p %l\n' 2>/dev/null
+true # processes end meanwhile
 S
 chmod 755 "$HOME_DIR/cycles.sh" "$HOME_DIR/programs.sh" "$HOME_DIR/holders.sh"
 

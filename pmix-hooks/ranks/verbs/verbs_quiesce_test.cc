@@ -254,6 +254,21 @@ TEST_F(VerbsQuiesce, ADeviceIsNotOpenedForTheFirstTimeWhileOthersRest) {
   EXPECT_TRUE(opened);
 }
 
+TEST_F(VerbsQuiesce, WhoJoinsInALaterRoundComesToRest) {
+  pair(IBV_QPT_RC);
+  const auto from_the_second = [this](Process& process, int round, const Payloads& payloads) {
+    return process.quiesce(epoch, round + 1, payloads);
+  };
+  ++epoch;
+  EXPECT_LE(rounds(from_the_second), 20);
+  replace_devices();
+  resume();
+  EXPECT_EQ(p[1].receive(q[1], 7, 0, 8), 0);
+  EXPECT_EQ(p[0].send(q[0], 8, 0, 6), 0);
+  EXPECT_EQ(p[0].next().status, IBV_WC_SUCCESS);
+  EXPECT_EQ(p[1].next().wr_id, 7u);
+}
+
 TEST_F(VerbsQuiesce, AProcessThatDoesNotComeToRestSaysWhatItWaitsFor) {
   pair(IBV_QPT_RC);
   std::vector<std::string> whys[kProcesses];

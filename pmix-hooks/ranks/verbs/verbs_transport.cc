@@ -64,7 +64,8 @@ TransportAnswer VerbsTransport::wait_for_arrivals(Stage stage) {
 
 TransportAnswer VerbsTransport::quiesce(std::uint64_t, std::uint32_t round,
                                         const Payloads& payloads, bool device_leaves) {
-  if (round == 1 && stage_ == kRunning) layer_ = &find_layer_();
+  // In whatever round: who joins in the middle of a quiesce is asked in the one that is being held.
+  if (stage_ == kRunning) layer_ = &find_layer_();
   if (layer_ == nullptr) return {};
   if (round == 1) last_.clear();
   const Statements all = read(payloads);
