@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "node-helper/host/libvirt_internal.h"
+#include "node-helper/host/migration_end.h"
 
 namespace symvirt::host {
 namespace {
@@ -350,8 +351,8 @@ Result<MigrateStats> Libvirt::migrate(const std::string& vm, const MigrateArgs& 
     lock.unlock();
     if (deadline.expired() && !aborted) {
       aborted = true;
-      if (Status s = abort_migration(vm, Deadline::after(kAbortGrace)); !s)
-        log_warning(s.error().message);
+      Status s = end_migration(*this, vm, longest, [this] { return stopping_.load(); });
+      if (!s && s.error().code != Code::kPrecondition) log_warning(s.error().message);
     }
     if (auto p = job_progress(vm)) {
       if (!limited && args.max_downtime_ms > 0) {

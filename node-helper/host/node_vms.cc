@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "common/subprocess.h"
+#include "node-helper/host/migration_end.h"
 #include "node-helper/host/node.h"
 #include "node-helper/host/params.h"
 
@@ -321,22 +322,11 @@ Result<json> Node::vm_migrate_abort(const RpcRequest& request, const OperationLo
   if (!look) return look.error();
   if (gone(*look) || look->state == VmState::kIncoming)
     return Error{Code::kPrecondition, fmt::format("{}: has left {}", vm, config_.host)};
-  if (look->migrating) {
-    if (Status s = still_current(request); !s) return s.error().with(vm);
-    Status s = hypervisor_.abort_migration(vm, request.deadline);
-    if (!s && s.error().code != Code::kPrecondition) return s.error();
-  }
-  // Aborted is what libvirt says; over is when its job has gone.
-  for (;;) {
-    look = hypervisor_.look(vm, request.deadline);
-    if (!look) return look.error();
-    if (gone(*look))
-      return Error{Code::kPrecondition, fmt::format("{}: has left {}", vm, config_.host)};
-    if (!look->migrating) return json::object();
-    if (request.deadline.expired() || stopping_)
-      return Error{Code::kDeadline, fmt::format("{}: its migration has not ended in time", vm)};
-    std::this_thread::sleep_for(milliseconds(50));
-  }
+  if (!look->migrating) return json::object();
+  if (Status s = still_current(request); !s) return s.error().with(vm);
+  Status s = end_migration(hypervisor_, vm, request.deadline, [this] { return stopping_.load(); });
+  if (!s) return s.error();
+  return json::object();
 }
 
 }  // namespace symvirt::host

@@ -188,7 +188,9 @@ Status FakeHypervisor::destroy(const std::string& vm, Deadline) {
 Status FakeHypervisor::suspend(const std::string& vm, Deadline) {
   std::lock_guard lock(mutex_);
   if (Status s = enter("suspend"); !s) return s;
-  domains_[vm].state = VmState::kPaused;
+  FakeDomain& d = domains_[vm];
+  d.state = VmState::kPaused;
+  if (d.abort_sticks && d.pause_helps) d.migrating = false;
   return {};
 }
 
@@ -246,7 +248,7 @@ Result<host::MigrateStats> FakeHypervisor::migrate(
 Status FakeHypervisor::abort_migration(const std::string& vm, Deadline) {
   std::lock_guard lock(mutex_);
   if (Status s = enter("abort"); !s) return s;
-  domains_[vm].migrating = false;
+  if (!domains_[vm].abort_sticks) domains_[vm].migrating = false;
   return {};
 }
 

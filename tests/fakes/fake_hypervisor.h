@@ -22,6 +22,8 @@ struct FakeDomain {
   std::set<std::string> stuck;                // aliases the guest does not give up
   bool silent_removal = false;                // no event
   bool guest = true;                          // answers lines
+  bool abort_sticks = false;  // an abort is taken, and nothing comes of it before a pause
+  bool pause_helps = true;    // and that ends it
 };
 
 class FakeHypervisor : public host::Hypervisor {
