@@ -90,12 +90,6 @@ Result<VmLook> look_at(virConnectPtr conn, const std::string& vm) {
     if (domain.error().code == Code::kNotFound) return look;
     return domain.error();
   }
-  int state = 0, reason = 0;
-  if (virDomainGetState(domain->get(), &state, &reason, 0) != 0) {
-    Error e = libvirt_error(vm + ": state");
-    if (e.code == Code::kNotFound) return look;
-    return e;
-  }
   const std::string xml = xml_of(domain->get(), 0);
   if (xml.empty()) {
     Error e = libvirt_error(vm + ": XML");
@@ -105,11 +99,19 @@ Result<VmLook> look_at(virConnectPtr conn, const std::string& vm) {
   auto parsed = parse_domain(xml);
   if (!parsed) return parsed.error();
   look.domain = std::move(*parsed);
+  const JobLook job = job_of(domain->get());
+  // The last of all: to ask for the job is to ask QEMU, which may take seconds, and a migration
+  // that is in its switchover by then must not look like one that is not.
+  int state = 0, reason = 0;
+  if (virDomainGetState(domain->get(), &state, &reason, 0) != 0) {
+    Error e = libvirt_error(vm + ": state");
+    if (e.code == Code::kNotFound) return look;
+    return e;
+  }
   if (state == VIR_DOMAIN_SHUTOFF || state == VIR_DOMAIN_CRASHED) {
     look.state = VmState::kShutoff;
     return look;
   }
-  const JobLook job = job_of(domain->get());
   look.migrating = job.outgoing;
   look.state = VmState::kRunning;
   if (state == VIR_DOMAIN_PAUSED) {

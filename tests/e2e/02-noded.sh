@@ -32,6 +32,7 @@ trap restore EXIT
 # The machines have a /tmp of their own, and the build may be below this one's.
 RPC_CALL=$MC_DIR/lib/rpc_call
 install -m 755 "$BUILD/node-helper/protocol/rpc_call" "$RPC_CALL"
+install -m 755 "$E2E/freeze_thread.py" "$MC_DIR/lib/"
 
 # We are the coordinator of these hosts, as far as they can tell: of the generation that they have seen last.
 gen=$(for h in hv1 hv2 hv3; do ctl "$RPC_CALL" $h 6821 host.info '{}'; done | jq -s 'map(.generation) | max')
@@ -121,6 +122,24 @@ if ! at_rest; then # a late abort and the switchover may cross (migration_end.h)
 fi
 wait_for 30 "the end of the aborted move" at_rest
 assert_eq running "$(state hv1)"
+
+say "an abort that QEMU hears of in the switchover, when libvirt is waiting for it"
+moving & job=$!
+wait_for 10 "memory to be sent" grep -q '"done_bytes":[1-9]' "$WORK/move"
+on hv1 sh -c "exec $MC_DIR/lib/freeze_thread.py \$(cat /run/libvirt/qemu/$vm.pid) 15" & freezer=$!
+sleep 1
+on hv1 timeout 30 virsh domjobabort $vm & asked=$!
+wait $freezer
+wait $asked || fail "virsh domjobabort failed"
+sleep 2
+at_rest || say "libvirt waits: $(jq -c '{state, migrating}' <<<"$LOOK")"
+rpc hv1 vm.migrate_abort "$(me)" >/dev/null
+at_rest || fail "the move has not ended: $LOOK"
+wait $job && fail "an aborted move says it succeeded"
+assert_eq running "$(state hv1)"
+assert_eq "$boot" "$(ping hv1)" "same guest after that"
+
+say "noded and the other host end in a move"
 moving & job=$!
 wait_for 10 "the VM to be arriving" state_is hv2 incoming
 "$MC" service hv1 kill symvirt-noded
